@@ -1,0 +1,25 @@
+"""Every program that starts on a Linux machine, seen in the kernel, as typed Python events."""
+
+from execwatch.errors import AttachError as AttachError
+from execwatch.errors import BccNotFoundError as BccNotFoundError
+from execwatch.errors import CompileError as CompileError
+from execwatch.errors import ExecwatchError as ExecwatchError
+from execwatch.errors import LoadError as LoadError
+from execwatch.errors import MissingExtraError as MissingExtraError
+from execwatch.errors import NotSupportedError as NotSupportedError
+from execwatch.errors import PrivilegeError as PrivilegeError
+from execwatch.errors import RecordingError as RecordingError
+from execwatch.errors import StateError as StateError
+from execwatch.events import Event as Event
+from execwatch.events import ExecEvent as ExecEvent
+from execwatch.events import KindStats as KindStats
+from execwatch.events import LostCounts as LostCounts
+from execwatch.events import LostEvents as LostEvents
+from execwatch.events import Namespaces as Namespaces
+from execwatch.events import Stats as Stats
+from execwatch.events import event_from_dict as event_from_dict
+from execwatch.filters import Filter as Filter
+from execwatch.filters import Matcher as Matcher
+from execwatch.tracer import ExecTracer as ExecTracer
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+/* BCC's bpf.h takes the instruction classes and sizes of classic BPF from it. */

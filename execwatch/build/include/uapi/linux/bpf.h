@@ -1,0 +1,1 @@
+/* BCC's helpers.h includes it after BCC's own copy, which has defined all of it. */

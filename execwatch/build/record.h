@@ -1,0 +1,117 @@
+/* Made by `nox -s images` from execwatch/wire.py, which explains it. Do not edit. */
+
+#define KIND_EXEC 0x1
+#define FLAG_ARGV_TRUNCATED 0x1
+#define FLAG_ARGV_UNREADABLE 0x2
+#define FLAG_EXCLUDED 0x4
+#define VALID_PPID 0x1
+#define VALID_PARENT_START 0x2
+#define VALID_PARENT_COMM 0x4
+#define VALID_START 0x8
+#define VALID_CGROUP 0x10
+#define VALID_MNT_NS 0x20
+#define VALID_INTERP 0x40
+#define FILTER_UID 0x1
+#define FILTER_PID 0x2
+#define FILTER_PPID 0x4
+#define FILTER_COMM 0x8
+#define FILTER_CGROUP 0x10
+#define FILTER_MNT_NS 0x20
+#define FILTER_TREE 0x40
+#define PART_INCLUDE 0x1
+#define PART_EXCLUDE 0x2
+#define ABSENT 0xffffffff
+#define ARGV_SIZE_MAX 0x4000
+#define PATH_SIZE_MAX 0x1000
+#define COMM_SIZE 0x10
+#define PID_NS_LEVELS 0x21
+
+struct exec_record {
+    u32 size;
+    u16 kind;
+    u16 flags;
+    u64 valid;
+    u64 boottime_ns;
+    u64 lost;
+    u32 cpu;
+    u32 pid;
+    u32 tid;
+    u32 host_pid;
+    u32 ppid;
+    u32 uid;
+    u32 gid;
+    u32 argc;
+    u64 start_boottime_ns;
+    u64 parent_start_boottime_ns;
+    u64 cgroup_id;
+    u32 mnt_ns;
+    u32 filename_size;
+    u32 interp_size;
+    u32 argv_size;
+    char comm[16];
+    char parent_comm[16];
+};
+
+struct config {
+    u64 pid_ns;
+    u64 tick_ns;
+    u32 argv_size;
+    u32 cgroup_index;
+    u32 include;
+    u32 exclude;
+    u32 exclude_final;
+    u32 arming;
+    u32 offset_task_pid;
+    u32 offset_task_tgid;
+    u32 offset_task_real_parent;
+    u32 offset_task_group_leader;
+    u32 offset_task_start_boottime;
+    u32 offset_task_comm;
+    u32 offset_task_thread_pid;
+    u32 offset_task_signal;
+    u32 offset_task_mm;
+    u32 offset_task_nsproxy;
+    u32 offset_task_cgroups;
+    u32 offset_signal_live;
+    u32 offset_mm_arg_start;
+    u32 offset_mm_arg_end;
+    u32 offset_bprm_filename;
+    u32 offset_bprm_interp;
+    u32 offset_bprm_argc;
+    u32 offset_pid_level;
+    u32 offset_pid_numbers;
+    u32 offset_upid_ns;
+    u32 offset_pid_namespace_inum;
+    u32 offset_nsproxy_mnt_ns;
+    u32 offset_mnt_namespace_inum;
+    u32 offset_css_set_subsys;
+    u32 offset_css_cgroup;
+    u32 offset_cgroup_kn;
+    u32 offset_kernfs_node_id;
+};
+
+struct filter_key {
+    char value[16];
+    u32 field;
+};
+
+struct tree_value {
+    u64 start_ticks;
+    u32 parts;
+    u32 reserved;
+};
+
+struct fork_value {
+    u64 start_ticks;
+    u32 parent;
+    u32 reserved;
+};
+
+struct counters {
+    u64 filtered;
+    u64 lost;
+    u64 argv_unreadable;
+    u64 argv_truncated;
+    u64 tree_full;
+    u64 seen;
+};

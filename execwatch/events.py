@@ -1,0 +1,326 @@
+"""What a user receives: frozen values, one class a kind of event.
+
+Every event pickles, hashes, compares by value, and never changes. Unknown is
+None, never 0 or ``""``. Times are in nanoseconds. Text is UTF-8 with
+``surrogateescape``: ``os.fsencode`` gives the bytes back under a UTF-8 locale,
+``text.encode("utf-8", "surrogateescape")`` under any.
+
+:func:`ExecEvent.to_dict` and :func:`event_from_dict` are the way to JSON and
+back, without loss.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+from typing import Any, ClassVar, Mapping, Optional, Tuple, Type, Union
+
+import attrs
+from typing_extensions import Literal, TypeAlias, final
+
+from execwatch import render
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+
+ArgvStatus: TypeAlias = Literal["complete", "truncated", "unreadable"]
+
+
+class Event:
+    """Base of every event; tells what all of them have.
+
+    Attributes:
+        kind: The kind, as in ``to_dict()["kind"]``.
+        time_ns: Unix time.
+        boottime_ns: Time since boot, suspend included (CLOCK_BOOTTIME); events are ordered by it.
+    """
+
+    __slots__ = ()
+
+    kind: ClassVar[str]
+    time_ns: int
+    boottime_ns: int
+
+    @property
+    def time(self) -> datetime:
+        """Unix time as an aware datetime in UTC; microseconds, the rest is cut."""
+        return _EPOCH + timedelta(microseconds=self.time_ns // 1000)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the event as JSON types, with ``kind``.
+
+        Bytes that are not UTF-8 show as U+FFFD, and the true ones stand in
+        ``raw``: ``{field: base64}``, or a list of them for a tuple of strings
+        (null where an element has no such bytes).
+        """
+        data: dict[str, Any] = {"kind": self.kind}
+        raw: dict[str, Any] = {}
+        for name in _field_names(type(self)):
+            value = getattr(self, name)
+            data[name], lost = _to_json(value)
+            if lost is not None:
+                raw[name] = lost
+        if raw:
+            data["raw"] = raw
+        return data
+
+
+@final
+@attrs.frozen(kw_only=True, weakref_slot=False)
+class Namespaces:
+    """Ids of a process's namespaces: the inode numbers that /proc/PID/ns shows, see namespaces(7).
+
+    Attributes:
+        mnt: Mount namespace.
+    """
+
+    mnt: Optional[int] = None
+
+
+@final
+@attrs.frozen(kw_only=True, weakref_slot=False)
+class ExecEvent(Event):
+    """A program that started: an execve(2) or execveat(2) that succeeded.
+
+    It says what the kernel used: taken when the new program was in place and
+    had not run an instruction, so that nothing can have changed it.
+
+    Attributes:
+        cpu: The processor it ran on.
+        pid: Process id (of the thread group) in the tracer's pid namespace.
+        tid: Id of the thread that called exec. Not ``pid`` where a thread other
+            than the leader called; afterwards the kernel gives it the leader's.
+            Inside a pid namespace of its own a tracer always sees ``pid`` here.
+        comm: Name of the task after the exec, at most 15 bytes.
+        argv: The arguments as the kernel copied them, ``argv[0]`` included.
+        argv_status: ``"complete"``; ``"truncated"``: the last element may be a
+            part, and ``argc`` tells how many there were; ``"unreadable"``: ``()``.
+        argc: Number of arguments.
+        retval: 0.
+        process_key: Boot id, pid and start time in clock ticks: names a process
+            for good, where pids are used again.
+        host_pid: Process id in the initial pid namespace.
+        ppid: Id of the parent process; None where the tracer's pid namespace has none for it.
+        parent_comm: Name of the parent's leading thread.
+        parent_key: The parent's ``process_key``.
+        uid: Real user id, in the initial user namespace.
+        gid: Real group id, in the initial user namespace.
+        filename: The path as it was passed to the kernel, perhaps relative. Not to be trusted.
+        interp: The program that the kernel loaded: for a script its interpreter, else ``filename``.
+        start_boottime_ns: When the process (not the program) started.
+        cgroup_id: Id (inode number) of its cgroup: cgroup v2, or the memory (else
+            pids) hierarchy of v1 where that is in use.
+        namespaces: Ids of its namespaces.
+    """
+
+    kind: ClassVar[Literal["exec"]] = "exec"
+
+    time_ns: int
+    boottime_ns: int
+    cpu: int
+    pid: int
+    tid: int
+    comm: str
+    argv: Tuple[str, ...]
+    argv_status: ArgvStatus
+    argc: int
+    retval: int = 0
+    process_key: str
+    host_pid: Optional[int] = None
+    ppid: Optional[int] = None
+    parent_comm: Optional[str] = None
+    parent_key: Optional[str] = None
+    uid: Optional[int] = None
+    gid: Optional[int] = None
+    filename: Optional[str] = None
+    interp: Optional[str] = None
+    start_boottime_ns: Optional[int] = None
+    cgroup_id: Optional[int] = None
+    namespaces: Optional[Namespaces] = None
+
+    @property
+    def command_line(self) -> str:
+        """``argv`` as one printable line, quoted for a shell."""
+        return render.command_line(self.argv)
+
+
+LostReason: TypeAlias = Literal["buffer_full", "skipped"]
+
+
+@final
+@attrs.frozen(kw_only=True, weakref_slot=False)
+class LostEvents(Event):
+    """A gap: events that happened and are not in the stream. It lies before this one.
+
+    Attributes:
+        cpu: The processor they were lost on; None where the kernel doesn't tell.
+        count: How many.
+        reason: ``"buffer_full"``: the reader was too slow; ``"skipped"``: the kernel
+            did not run the program, because it interrupted itself.
+        of: The kind of the events lost.
+    """
+
+    kind: ClassVar[Literal["lost"]] = "lost"
+
+    time_ns: int
+    boottime_ns: int
+    cpu: Optional[int] = None
+    count: int
+    reason: LostReason
+    of: str
+
+
+@final
+@attrs.frozen(kw_only=True, weakref_slot=False)
+class LostCounts:
+    """Events lost, by reason (see :class:`LostEvents`).
+
+    Attributes:
+        buffer_full: No room, because the reader was too slow.
+        skipped: The kernel did not run the program, because it interrupted itself (told since Linux 5.12).
+        undecodable: Records that were not understood; never, but for a defect.
+        closed: In the buffer or handed to nobody when the tracer was closed.
+    """
+
+    buffer_full: int = 0
+    skipped: int = 0
+    undecodable: int = 0
+    closed: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.buffer_full + self.skipped + self.undecodable + self.closed
+
+
+@final
+@attrs.frozen(kw_only=True, weakref_slot=False)
+class KindStats:
+    """Counters of one kind of event: ``seen == delivered + filtered + lost + pending``.
+
+    Attributes:
+        seen: Happened while the probe was attached.
+        delivered: Handed to the program.
+        filtered: Left out by the filter, or not visible in the tracer's pid namespace.
+        lost: See ``lost_by_reason``.
+        pending: Waiting in the buffer, or read and not yet handed over.
+    """
+
+    seen: int = 0
+    delivered: int = 0
+    filtered: int = 0
+    pending: int = 0
+    lost_by_reason: LostCounts = LostCounts()
+
+    @property
+    def lost(self) -> int:
+        return self.lost_by_reason.total
+
+
+@final
+@attrs.frozen(kw_only=True, weakref_slot=False)
+class Stats:
+    """Absolute counters since the start: compare with an older reading.
+
+    The totals over all kinds, and the same for each kind.
+
+    Attributes:
+        exec: Of successful execs.
+        argv_truncated: Execs with more argv than ``argv_size``, those that were filtered aside.
+        argv_unreadable: Execs whose argv could not be read, those that were filtered aside.
+        subtree_full: Processes that a filter's ``descendants_of`` could not follow for want of room:
+            their events may be missing.
+    """
+
+    exec: KindStats = KindStats()
+    argv_truncated: int = 0
+    argv_unreadable: int = 0
+    subtree_full: int = 0
+
+    @property
+    def seen(self) -> int:
+        return self.exec.seen
+
+    @property
+    def delivered(self) -> int:
+        return self.exec.delivered
+
+    @property
+    def filtered(self) -> int:
+        return self.exec.filtered
+
+    @property
+    def lost(self) -> int:
+        return self.exec.lost
+
+    @property
+    def pending(self) -> int:
+        return self.exec.pending
+
+
+AnyEvent: TypeAlias = Union[ExecEvent, LostEvents]
+
+#: The kinds, by their name.
+KINDS: Mapping[str, Type[AnyEvent]] = {cls.kind: cls for cls in (ExecEvent, LostEvents)}
+
+_VALUES: Mapping[str, Type[Any]] = {"namespaces": Namespaces}
+
+
+def event_from_dict(data: Mapping[str, Any]) -> AnyEvent:
+    """Return the event that :meth:`Event.to_dict` told of.
+
+    Keys that this version doesn't know are ignored.
+
+    Raises:
+        ValueError: Unknown ``kind``, a field is missing, or ``raw`` isn't base64.
+    """
+    cls = KINDS.get(data.get("kind", ""))
+    if cls is None:
+        raise ValueError(f"unknown kind of event {data.get('kind')!r}: expected one of {', '.join(KINDS)}")
+    raw = data.get("raw") or {}
+    try:
+        fields = {
+            name: _from_json(name, data[name], raw.get(name)) for name in _field_names(cls) if name in data
+        }
+        return cls(**fields)
+    except (TypeError, AttributeError) as exc:
+        raise ValueError(f"not an event of kind {cls.kind!r}: {exc}") from exc
+
+
+def _field_names(cls: type) -> Tuple[str, ...]:
+    return tuple(a.name for a in attrs.fields(cls))
+
+
+def _to_json(value: Any) -> Tuple[Any, Any]:
+    """Return the value as JSON types, and its true bytes where those types can't hold them."""
+    if isinstance(value, str):
+        return _to_unicode(value)
+    if isinstance(value, tuple):
+        pairs = [_to_json(item) for item in value]
+        lost = [raw for _, raw in pairs]
+        return [item for item, _ in pairs], (lost if any(raw is not None for raw in lost) else None)
+    if attrs.has(type(value)):
+        return {name: getattr(value, name) for name in _field_names(type(value))}, None
+    return value, None
+
+
+def _to_unicode(text: str) -> Tuple[str, Optional[str]]:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        import base64  # only where it is needed: rare
+
+        true = text.encode("utf-8", "surrogateescape")
+        return true.decode("utf-8", "replace"), base64.b64encode(true).decode("ascii")
+    return text, None
+
+
+def _from_json(name: str, value: Any, raw: Any) -> Any:
+    if isinstance(value, list):
+        raws = raw if raw is not None else [None] * len(value)
+        return tuple(_from_json(name, item, r) for item, r in zip(value, raws))
+    if isinstance(value, dict):
+        cls = _VALUES[name]
+        return cls(**{k: v for k, v in value.items() if k in _field_names(cls)})
+    if raw is not None:
+        import base64
+
+        return base64.b64decode(raw, validate=True).decode("utf-8", "surrogateescape")
+    return value

@@ -1,0 +1,297 @@
+"""Which events: :class:`Filter`, a value, and :class:`Matcher`, its meaning.
+
+The kernel decides what it can (:meth:`Filter.explain` tells which part); what it
+decides is tested against the meaning given here.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+from functools import lru_cache
+from typing import Any, Callable, Dict, FrozenSet, Iterable, List, Optional, Tuple, Union
+
+import attrs
+from typing_extensions import final
+
+from execwatch.events import Event, ExecEvent
+
+#: Members of comm are cut by the kernel to so many bytes (TASK_COMM_LEN less the NUL).
+COMM_LENGTH = 15
+
+_MAX_U32, _MAX_U64 = 2**32 - 1, 2**64 - 1
+
+
+def _members(name: str, value: Any, wanted: str, check: Callable[[Any], bool]) -> FrozenSet[Any]:
+    if isinstance(value, int) and not isinstance(value, bool) and check(value):
+        return frozenset((value,))
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        raise TypeError(f"{name}: expected a collection of {wanted}, got {value!r}")
+    members = frozenset(value)
+    if not members:
+        raise ValueError(f"{name}: an empty collection would match nothing; None is no constraint")
+    for member in members:
+        if not check(member):
+            raise (ValueError if isinstance(member, (int, str)) else TypeError)(
+                f"{name}: expected {wanted}, got {member!r}"
+            )
+    return members
+
+
+def _is_number(value: Any, least: int, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and "\0" not in value and value != ""
+
+
+def _is_pid(value: Any) -> bool:
+    return _is_number(value, 1, _MAX_U32)
+
+
+def _is_comm(value: Any) -> bool:
+    return _is_text(value) and len(os.fsencode(value)) <= COMM_LENGTH
+
+
+#: For each field: what its members are, for people and as a check.
+_RULES: Dict[str, Tuple[str, Callable[[Any], bool]]] = {
+    "uids": ("user ids or user names", lambda v: _is_number(v, 0, _MAX_U32 - 1) or _is_text(v)),
+    "pids": ("process ids (1 and up)", _is_pid),
+    "ppids": ("process ids (1 and up)", _is_pid),
+    "descendants_of": ("process ids (1 and up)", _is_pid),
+    "comms": (f"names of 1 to {COMM_LENGTH} bytes, as in /proc/PID/comm", _is_comm),
+    "paths": ("globs", _is_text),
+    "args": ("globs", _is_text),
+    "cgroups": (
+        "cgroup ids or absolute paths of cgroup directories",
+        lambda v: _is_number(v, 1, _MAX_U64) or (_is_text(v) and v.startswith("/")),
+    ),
+    "mount_ns": ("inode numbers of mount namespaces", lambda v: _is_number(v, 1, _MAX_U32)),
+}
+
+
+def _convert(value: Any, _filter: Filter, field: attrs.Attribute[Any]) -> Optional[FrozenSet[Any]]:
+    return None if value is None else _members(field.name, value, *_RULES[field.name])
+
+
+_set = attrs.Converter(_convert, takes_self=True, takes_field=True)  # type: ignore[call-overload]
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Filter:
+    """Which events to deliver. Fields are and-ed, the members of one field or-ed.
+
+    None is no constraint. A single number may stand for a collection of one.
+    Constructing looks nothing up: names of users, cgroup paths and pids are
+    checked when a tracer starts.
+
+    Attributes:
+        uids: Real user ids, or names of users.
+        pids: Process ids, in the tracer's pid namespace.
+        ppids: Ids of parent processes.
+        descendants_of: Ids of processes: they, and all that descends from them.
+        comms: Exact names, at most 15 bytes.
+        paths: Globs (:mod:`fnmatch`, case matters) against ``filename``.
+        args: Globs; one argument that matches is enough.
+        cgroups: Cgroup ids, or paths of cgroup directories; those below are not included.
+        mount_ns: Inode numbers of mount namespaces, ``os.stat("/proc/PID/ns/mnt").st_ino``.
+        exclude: What this matches is left out. Has no ``exclude`` of its own.
+
+    Raises:
+        ValueError: An empty collection, or a member out of range.
+        TypeError: A bare string, or a member of a wrong type.
+
+    Lost events always pass. A field that is unknown (None) in an event doesn't match.
+    """
+
+    uids: Optional[FrozenSet[Union[int, str]]] = attrs.field(default=None, converter=_set)
+    pids: Optional[FrozenSet[int]] = attrs.field(default=None, converter=_set)
+    ppids: Optional[FrozenSet[int]] = attrs.field(default=None, converter=_set)
+    descendants_of: Optional[FrozenSet[int]] = attrs.field(default=None, converter=_set)
+    comms: Optional[FrozenSet[str]] = attrs.field(default=None, converter=_set)
+    paths: Optional[FrozenSet[str]] = attrs.field(default=None, converter=_set)
+    args: Optional[FrozenSet[str]] = attrs.field(default=None, converter=_set)
+    cgroups: Optional[FrozenSet[Union[int, str]]] = attrs.field(default=None, converter=_set)
+    mount_ns: Optional[FrozenSet[int]] = attrs.field(default=None, converter=_set)
+    exclude: Optional[Filter] = attrs.field(default=None)
+
+    @exclude.validator
+    def _check_exclude(self, _attribute: Any, value: Any) -> None:
+        if value is None:
+            return
+        if not isinstance(value, Filter):
+            raise TypeError(f"exclude: expected a Filter, got {value!r}")
+        if value.exclude is not None:
+            raise ValueError("exclude: a Filter that excludes may not have an exclude of its own")
+        if not value.constraints():
+            raise ValueError("exclude: a Filter without constraints would leave out everything")
+
+    def constraints(self) -> Dict[str, FrozenSet[Any]]:
+        """Return the fields that constrain, ``exclude`` aside."""
+        return {name: getattr(self, name) for name in _RULES if getattr(self, name) is not None}
+
+    def matches(self, event: Event) -> bool:
+        """Whether the event passes; this is the meaning of a filter.
+
+        Raises:
+            ValueError: ``descendants_of`` is set: that needs history, use a :class:`Matcher`.
+        """
+        if self.descendants_of or (self.exclude and self.exclude.descendants_of):
+            raise ValueError("descendants_of needs the events before this one: use Matcher(filter)")
+        return _matcher(self).matches(event)
+
+    def resolved(self) -> Filter:
+        """Return the filter with user names and cgroup paths turned into numbers.
+
+        Raises:
+            ValueError: There is no such user or cgroup.
+        """
+        return attrs.evolve(
+            self,
+            uids=self.uids and frozenset(map(_uid, self.uids)),
+            cgroups=self.cgroups and frozenset(map(_cgroup_id, self.cgroups)),
+            exclude=self.exclude and self.exclude.resolved(),
+        )
+
+    def explain(self) -> str:
+        """Return which part the kernel decides and which is decided in this process, a line each."""
+        kernel = [name for name in self.constraints() if name not in USER_FIELDS]
+        user = [name for name in self.constraints() if name in USER_FIELDS]
+        if self.exclude:
+            here = any(name in USER_FIELDS for name in self.exclude.constraints())
+            names = ", ".join(self.exclude.constraints())
+            (user if here else kernel).append(f"exclude ({names})")
+        return "\n".join(
+            f"{who}: {', '.join(names) or 'nothing'}"
+            for who, names in (("decided in the kernel", kernel), ("decided in this process", user))
+        )
+
+
+#: The fields that the kernel can't decide.
+USER_FIELDS = ("paths", "args")
+
+
+class Matcher:
+    """A filter with the history that ``descendants_of`` needs: feed it the events in order.
+
+    Args:
+        filter: What to match.
+    """
+
+    def __init__(self, filter: Filter) -> None:
+        filter = filter.resolved()
+        self._include = _Part(filter)
+        self._exclude = _Part(filter.exclude) if filter.exclude else None
+
+    def matches(self, event: Event) -> bool:
+        """Take in the event and return whether it passes."""
+        if not isinstance(event, ExecEvent):
+            return True
+        included = self._include.matches(event)
+        excluded = self._exclude is not None and self._exclude.matches(event)
+        return included and not excluded
+
+
+class _Part:
+    """A filter without its exclusion."""
+
+    def __init__(self, filter: Filter) -> None:
+        constraints = filter.constraints()
+        tree = constraints.pop("descendants_of", None)
+        self._tests = [_TESTS[name](members) for name, members in constraints.items()]
+        self._roots = frozenset(tree) if tree else None
+        self._members: Dict[str, bool] = {}  # process keys; dict for its order
+
+    def matches(self, event: ExecEvent) -> bool:
+        # Not short-circuit: history has to be taken in whatever the other fields say.
+        inside = self._roots is None or self._descends(event)
+        return inside and all(test(event) for test in self._tests)
+
+    def _descends(self, event: ExecEvent) -> bool:
+        roots = self._roots or frozenset()
+        inside = (
+            event.process_key in self._members
+            or event.parent_key in self._members
+            or event.pid in roots
+            or event.ppid in roots
+        )
+        if inside:
+            self._members[event.process_key] = True
+        return inside
+
+
+def user_part(filter: Filter) -> Callable[[ExecEvent], bool]:
+    """Return the test of the fields that the kernel can't decide, ``exclude`` aside."""
+    tests = [_TESTS[name](members) for name, members in filter.constraints().items() if name in USER_FIELDS]
+    if not tests:
+        return lambda event: True
+    return lambda event: all(test(event) for test in tests)
+
+
+_Test = Callable[[ExecEvent], bool]
+
+
+def _one_of(attribute: str) -> Callable[[FrozenSet[Any]], _Test]:
+    def make(members: FrozenSet[Any]) -> _Test:
+        return lambda event: getattr(event, attribute) in members
+
+    return make
+
+
+def _path_test(globs: FrozenSet[str]) -> _Test:
+    match = _glob(globs)
+    return lambda event: event.filename is not None and match(event.filename) is not None
+
+
+def _args_test(globs: FrozenSet[str]) -> _Test:
+    match = _glob(globs)
+    return lambda event: any(match(argument) for argument in event.argv)
+
+
+def _mount_ns_test(members: FrozenSet[int]) -> _Test:
+    return lambda event: event.namespaces is not None and event.namespaces.mnt in members
+
+
+_TESTS: Dict[str, Callable[[FrozenSet[Any]], _Test]] = {
+    "uids": _one_of("uid"),
+    "pids": _one_of("pid"),
+    "ppids": _one_of("ppid"),
+    "comms": _one_of("comm"),
+    "cgroups": _one_of("cgroup_id"),
+    "mount_ns": _mount_ns_test,
+    "paths": _path_test,
+    "args": _args_test,
+}
+
+
+def _glob(globs: Iterable[str]) -> Callable[[str], Optional[re.Match[str]]]:
+    """One expression for all of them. ``*`` also matches ``/`` and newlines, as in fnmatch."""
+    return re.compile("|".join(fnmatch.translate(glob) for glob in sorted(globs))).match
+
+
+@lru_cache(maxsize=32)
+def _matcher(filter: Filter) -> Matcher:
+    return Matcher(filter)
+
+
+def _uid(user: Union[int, str]) -> int:
+    if isinstance(user, int):
+        return user
+    import pwd
+
+    try:
+        return pwd.getpwnam(user).pw_uid
+    except KeyError:
+        raise ValueError(f"uids: there is no user {user!r}; expected a number or a name of getent passwd") from None
+
+
+def _cgroup_id(cgroup: Union[int, str]) -> int:
+    if isinstance(cgroup, int):
+        return cgroup
+    try:
+        return os.stat(cgroup).st_ino
+    except OSError as exc:
+        raise ValueError(f"cgroups: {cgroup!r}: {exc.strerror}; expected the path of a cgroup directory") from None

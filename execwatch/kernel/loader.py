@@ -1,0 +1,109 @@
+"""From a program image to programs that run: create maps, relocate, load, attach."""
+
+from __future__ import annotations
+
+import os
+import struct
+from typing import Dict, Iterable, List, Mapping
+
+from execwatch.kernel import bpf
+from execwatch.kernel.image import PROGRAM_TYPES, Program, ProgramImage
+
+#: struct bpf_insn: code, registers (source in the upper half), offset, immediate.
+_INSTRUCTION = struct.Struct("<BBhi")
+_LD_IMM64, _PSEUDO_MAP_FD = 0x18, 1
+
+
+class LoadedImage:
+    """Some programs of an image, and the maps that they use, in the kernel.
+
+    All is closed by :meth:`close`; programs are detached one by one by closing
+    what :meth:`attach` returned.
+
+    Args:
+        image: What to load.
+        programs: The names of the programs to load; others cost nothing.
+        max_entries: For some maps the number of entries (for a ring its bytes), else the image's.
+
+    Raises:
+        PrivilegeError, LoadError, NotSupportedError: As :mod:`execwatch.kernel.bpf` says.
+    """
+
+    def __init__(self, image: ProgramImage, programs: Iterable[str], max_entries: Mapping[str, int]) -> None:
+        self.maps: Dict[str, int] = {}
+        self.programs: Dict[str, int] = {}
+        chosen = [p for p in image.programs if p.name in set(programs)]
+        used = {name for p in chosen for _, name in p.relocations}
+        try:
+            for m in image.maps:
+                if m.name in used:
+                    entries = max_entries.get(m.name, m.max_entries)
+                    self.maps[m.name] = bpf.map_create(
+                        m.type, m.key_size, m.value_size, entries, m.flags, m.name
+                    )
+            for program in chosen:
+                self.programs[program.name] = bpf.program_load(
+                    PROGRAM_TYPES[program.type],
+                    relocate(program, self.maps),
+                    image.license,
+                    program.target,
+                )
+        except BaseException:
+            self.close()
+            raise
+        self._targets = {p.name: p.target for p in chosen}
+
+    def attach(self, name: str) -> int:
+        """Attach a program where its name says; return the link."""
+        return bpf.raw_tracepoint_open(self._targets[name], self.programs[name])
+
+    def skipped(self, name: str) -> int:
+        """Return how often the kernel left out a run, because the program had interrupted itself.
+
+        Told since Linux 5.12 (commit 9ed9e9ba2337, "bpf: Count the number of
+        times recursion was prevented"); 0 before.
+        """
+        try:
+            with open(f"/proc/thread-self/fdinfo/{self.programs[name]}") as file:
+                for line in file:
+                    if line.startswith("recursion_misses:"):
+                        return int(line.split()[1])
+        except FileNotFoundError:  # /proc is not mounted, or shows another pid namespace
+            pass
+        return 0
+
+    def close(self) -> None:
+        """Let go of programs and maps."""
+        for table in (self.programs, self.maps):
+            while table:
+                os.close(table.popitem()[1])
+
+
+def relocate(program: Program, maps: Mapping[str, int]) -> bytes:
+    """Return the program's instructions with the descriptors of these maps in their places.
+
+    Raises:
+        ValueError: A relocation points at something that loads no map.
+    """
+    code = bytearray(program.instructions)
+    for index, name in program.relocations:
+        at = index * _INSTRUCTION.size
+        opcode, registers, offset, _ = _INSTRUCTION.unpack_from(code, at)
+        if opcode != _LD_IMM64 or registers >> 4 != _PSEUDO_MAP_FD:
+            raise ValueError(f"program {program.name!r}: instruction {index} loads no map")
+        _INSTRUCTION.pack_into(code, at, opcode, registers, offset, maps[name])
+    return bytes(code)
+
+
+def possible_cpus(path: str = "/sys/devices/system/cpu/possible") -> int:
+    """Return for how many CPUs a per-CPU map holds values: the possible ones, not those online."""
+    with open(path) as file:
+        last = file.read().strip().split(",")[-1]
+    return int(last.split("-")[-1]) + 1
+
+
+def percpu_values(fd: int, key: int, value_size: int, cpus: int) -> List[bytes]:
+    """Return an element of a PERCPU_ARRAY, one value a CPU."""
+    data = bpf.map_lookup(fd, struct.pack("<I", key), value_size * cpus)
+    assert data is not None, "an array has all its elements"
+    return [data[at : at + value_size] for at in range(0, len(data), value_size)]

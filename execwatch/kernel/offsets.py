@@ -1,0 +1,87 @@
+"""Offsets of this kernel, from its BTF, remembered by the kernel's build id."""
+
+from __future__ import annotations
+
+import struct
+from typing import Dict, Optional
+
+from execwatch import wire
+from execwatch.errors import NotSupportedError
+from execwatch.kernel import btf, cache
+
+_NOTES = "/sys/kernel/notes"
+_NT_GNU_BUILD_ID = 3
+
+#: Without these there is no event; without another, its field is None.
+_NEEDED = ("task_tgid", "task_start_boottime", "task_mm", "mm_arg_start", "mm_arg_end", "bprm_argc")
+
+#: Beside the offsets: places of cgroup v1 hierarchies in css_set.subsys, an enum that
+#: depends on the kernel's configuration.
+_SUBSYSTEMS = ("memory", "pids")
+
+
+def load(cache_directory: Optional[str] = None) -> Dict[str, int]:
+    """Return the offset of each member in ``wire.OFFSETS``, ABSENT where this kernel lacks it.
+
+    ``cgroup_index_memory`` and ``cgroup_index_pids`` stand beside them.
+
+    Raises:
+        NotSupportedError: No BTF, or a member is missing that no event can do without.
+    """
+    build_id = kernel_build_id()
+    name = f"offsets-{build_id}" if build_id else None
+    names = [*wire.OFFSETS, *(f"cgroup_index_{s}" for s in _SUBSYSTEMS)]
+    record = struct.Struct(f"<{len(names)}I")
+    # Names and paths shape the meaning of the numbers: another set is another file.
+    if name:
+        name += f"-{_fingerprint()}"
+        known = cache.read(name, directory=cache_directory)
+        if known is not None and len(known) == record.size:
+            return dict(zip(names, record.unpack(known)))
+
+    offsets = _from_btf(btf.load())
+    if name:
+        cache.write(name, record.pack(*(offsets[n] for n in names)), directory=cache_directory)
+    return offsets
+
+
+def _from_btf(types: btf.Btf) -> Dict[str, int]:
+    offsets = {
+        name: _or_absent(types.offset(structure, path)) for name, (structure, path) in wire.OFFSETS.items()
+    }
+    for name in _NEEDED:
+        if offsets[name] == wire.ABSENT:
+            structure, path = wire.OFFSETS[name]
+            raise NotSupportedError(f"member {path} in struct {structure}", "5.8")
+    for subsystem in _SUBSYSTEMS:
+        value = types.enumerator("cgroup_subsys_id", f"{subsystem}_cgrp_id")
+        offsets[f"cgroup_index_{subsystem}"] = _or_absent(value)
+    return offsets
+
+
+def _or_absent(value: Optional[int]) -> int:
+    return wire.ABSENT if value is None else value
+
+
+def _fingerprint() -> str:
+    import zlib
+
+    return f"{zlib.crc32(repr((*wire.OFFSETS.items(), _SUBSYSTEMS)).encode()):08x}"
+
+
+def kernel_build_id() -> Optional[str]:
+    """Return the GNU build id of the running kernel, hexadecimal; None where it tells none."""
+    try:
+        with open(_NOTES, "rb") as file:
+            notes = file.read()
+    except OSError:
+        return None
+    at = 0
+    while at + 12 <= len(notes):
+        name_size, size, kind = struct.unpack_from("<III", notes, at)
+        name_at = at + 12
+        data_at = name_at + -(-name_size // 4) * 4
+        if kind == _NT_GNU_BUILD_ID and notes[name_at : name_at + name_size] == b"GNU\0":
+            return notes[data_at : data_at + size].hex()
+        at = data_at + -(-size // 4) * 4
+    return None

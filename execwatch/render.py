@@ -1,0 +1,59 @@
+"""Quoting: the one place that makes hostile text safe to look at.
+
+Arguments, names and paths of traced programs come from whoever started them. A
+newline in one can fake a line of output, an escape sequence can hide one.
+What leaves these functions is one printable line and, in a shell, means the
+same bytes again.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Iterable
+
+#: A word that a shell takes as it is.
+_PLAIN_WORD = re.compile(r"[A-Za-z0-9_@%+=:,./-]+").fullmatch
+
+
+def quote(text: str) -> str:
+    r"""Return one word for a shell: as it is, in ``'...'``, or in ``$'...'`` with escapes.
+
+    Every character that is not printable (:meth:`str.isprintable`) becomes an
+    escape, and every byte that is not valid UTF-8 becomes ``\xff``.
+    """
+    if _PLAIN_WORD(text):
+        return text
+    if text.isprintable():
+        return "'" + text.replace("'", "'\"'\"'") + "'"
+    return "$'" + escape(text, also="'") + "'"
+
+
+def escape(text: str, also: str = "") -> str:
+    r"""Return ``text`` with non-printables, backslashes and the characters in ``also`` escaped.
+
+    For a column of a table, where quotes would be in the way.
+    """
+    if text.isprintable() and "\\" not in text and not (also and also in text):
+        return text
+    return "".join(_escape_character(c, also) for c in text)
+
+
+def command_line(argv: Iterable[str]) -> str:
+    """Return ``argv`` as one printable line that a shell would read back as the same words."""
+    return " ".join(map(quote, argv))
+
+
+_SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\"}
+
+
+def _escape_character(character: str, also: str) -> str:
+    if character in _SHORT:
+        return _SHORT[character]
+    if character in also:
+        return "\\" + character
+    if character.isprintable():
+        return character
+    if "\ud800" <= character < "\udc80":  # a lone surrogate that stands for no byte: no kernel's, a user's
+        return f"\\u{ord(character):04x}"
+    # As bytes, each in two digits: a digit that follows can't be taken for a part of it.
+    return "".join(f"\\x{byte:02x}" for byte in character.encode("utf-8", "surrogateescape"))

@@ -1,0 +1,341 @@
+"""One queue between a source and the program: waiting, stopping, closing, counting.
+
+Everything that changes when events are taken from the source is one value,
+:class:`_State`, put in place by one assignment. An interrupt (Ctrl-C raises in the
+middle of anything) finds the state from before or from after, never between.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import time
+import weakref
+from collections import deque
+from typing import Any, Deque, List, NamedTuple, Optional
+
+from execwatch.errors import StateError
+from execwatch.events import AnyEvent, KindStats, LostCounts, Stats
+from execwatch.source import Source
+
+
+class _State(NamedTuple):
+    """Attributes:
+    position: In the source.
+    queue: Read and not handed over.
+    taken, filtered, undecodable: Records, as in ``Batch``, in all.
+    """
+
+    position: Any
+    queue: Deque[AnyEvent]
+    taken: int = 0
+    filtered: int = 0
+    undecodable: int = 0
+
+
+class Stream:
+    """The events of one source, handed over once each.
+
+    Args:
+        source: Where they come from; closed with the stream.
+        latency: Seconds that an event may wait, so that many are read at once.
+    """
+
+    def __init__(self, source: Source, latency: float) -> None:
+        self._source = source
+        self._latency = latency
+        self._state = _State(source.start, deque())
+        self._reading = threading.Lock()
+        self._awaiting: Optional[object] = None
+        self._wake = _Wake(source.fileno())
+        self._stopped = source.fileno() is None  # nothing more will come
+        self._closing = False
+        self._final: Optional[Stats] = None
+        self.forked = False
+        _streams.add(self)
+
+    # -- Consuming ------------------------------------------------------------------
+
+    @property
+    def closed(self) -> bool:
+        return self._closing
+
+    def pop(self) -> AnyEvent:
+        """Hand over one event.
+
+        Raises:
+            IndexError: The queue is empty.
+        """
+        queue = self._state.queue
+        event = queue[0]
+        try:
+            queue.popleft()
+            return event
+        except BaseException:  # Ctrl-C, before the caller has it
+            if not (queue and queue[0] is event):
+                queue.appendleft(event)
+            raise
+
+    def pop_all(self) -> List[AnyEvent]:
+        """Hand over the queue."""
+        queue = self._state.queue
+        events = list(queue)
+        try:
+            queue.clear()
+            self._tell()
+            return events
+        except BaseException:  # Ctrl-C, before the caller has them
+            if not queue:
+                queue.extend(events)
+            raise
+
+    def fill(self, deadline: Optional[float], *, barrier: bool = False, waiter: Optional[object] = None) -> bool:
+        """Wait until the queue holds something.
+
+        Args:
+            deadline: By :func:`time.monotonic`; None: for ever.
+            barrier: Take in all that was complete before the call.
+            waiter: Who is waiting, where that is a task.
+
+        Returns:
+            False at the deadline and at the end of the stream.
+
+        Raises:
+            StateError: Somebody else is reading.
+        """
+        if self._reading.locked() or self._awaiting is not waiter:
+            raise StateError(
+                "another thread or task is reading from this tracer: one at a time, or a tracer for each"
+            )
+        try:
+            # Entered in one step, as far as an interrupt can see. It blocks only
+            # where two threads passed the check above in the same instant.
+            with self._reading:
+                return not self._closing and self._fill(deadline, barrier)
+        finally:
+            if self._closing:
+                self._free()
+
+    def _fill(self, deadline: Optional[float], barrier: bool) -> bool:
+        while True:
+            # Asked before the read: what came before the stop is read after it.
+            stopped = self._stopped
+            late = deadline is not None and time.monotonic() >= deadline
+            self._take(barrier or stopped)
+            if self._state.queue or stopped or late or self._closing:
+                self._tell()
+                return bool(self._state.queue) and not self._closing
+            self._wait(deadline)
+
+    def _take(self, barrier: bool) -> None:
+        state = self._state
+        batch = self._source.read(state.position, barrier)
+        # A gap that no record follows is told when the reader has caught up.
+        gaps = self._source.gaps(batch.position) if barrier or not batch.taken else None
+        if batch.position == state.position and not (gaps and gaps.position != state.position):
+            return
+        queue = state.queue
+        if batch.events or (gaps and gaps.events):
+            queue = deque(queue)
+            queue.extend(batch.events)
+            queue.extend(gaps.events if gaps else ())
+        self._state = _State(
+            gaps.position if gaps else batch.position,
+            queue,
+            state.taken + batch.taken,
+            state.filtered + batch.filtered,
+            state.undecodable + batch.undecodable,
+        )
+        self._source.release(self._state.position)
+
+    def _wait(self, deadline: Optional[float]) -> None:
+        """Wait for the first event and then for others to join it; or for stop."""
+        self._tell()
+        if not self._stopped and self._wake.wait(_remaining(deadline)):
+            self._wake.wait_stop(self.latency(deadline))
+
+    def ended(self) -> bool:
+        """Whether nothing will come any more."""
+        return self._closing or (self._stopped and not self._state.queue)
+
+    # -- Waiting elsewhere -----------------------------------------------------------
+
+    def fileno(self) -> int:
+        """Return the descriptor that is readable while there is something, or the end."""
+        fd = self._wake.export()
+        self._tell()
+        return fd
+
+    def _tell(self) -> None:
+        self._wake.tell(bool(self._state.queue) or self._stopped)
+
+    def latency(self, deadline: Optional[float]) -> float:
+        """Return how many seconds an event that has just come may wait, so that others join it."""
+        remaining = _remaining(deadline)
+        return self._latency if remaining is None else min(self._latency, remaining)
+
+    def start_awaiting(self, waiter: object) -> None:
+        """Reserve the stream for a task.
+
+        Raises:
+            StateError: Somebody else is reading.
+        """
+        if self._awaiting is not None or self._reading.locked():
+            raise StateError("another thread or task is reading from this tracer")
+        self._awaiting = waiter
+
+    def end_awaiting(self) -> None:
+        self._awaiting = None
+        if self._closing:
+            self._free()
+
+    # -- Ending -----------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Let nothing more in and wake the reader. From anywhere; takes no lock."""
+        self._source.detach()
+        self._stopped = True
+        self._wake.stop()
+
+    def close(self) -> None:
+        """Stop, discard, free; a reader in another thread frees when it leaves."""
+        self.stop()
+        self._closing = True
+        self._free()
+
+    def _free(self) -> None:
+        # Somebody is reading: they come here when they leave. A task that awaits
+        # is not inside anything that is freed, but its loop watches the descriptor.
+        if self._reading.locked() or self._awaiting is not None or self._final is not None:
+            return
+        with self._reading:
+            if self._final is None:
+                self._source.close()
+                self._final = self._stats()
+                self._state.queue.clear()
+                self._wake.close()
+
+    def close_in_child(self) -> None:
+        """After fork(2): close what the child inherited. The parent's goes on."""
+        self.forked = True
+        if self._final is None:
+            self._final = Stats()
+            self._closing = True
+            self._source.close()
+            self._wake.close()
+
+    # -- Counting -----------------------------------------------------------------------
+
+    def stats(self) -> Stats:
+        return self._final if self._final is not None else self._stats()
+
+    def _stats(self) -> Stats:
+        # The state first: the kernel's counters, read later, can only be ahead of it.
+        state = self._state
+        waiting = sum(event.kind == "exec" for event in tuple(state.queue))
+        counts = self._source.counts()
+        submitted = counts.seen - counts.skipped - counts.filtered - counts.buffer_full
+        pending = submitted - state.taken + waiting
+        closed = pending if self._closing else 0
+        return Stats(
+            exec=KindStats(
+                seen=counts.seen,
+                delivered=state.taken - state.filtered - state.undecodable - waiting,
+                filtered=counts.filtered + state.filtered,
+                pending=pending - closed,
+                lost_by_reason=LostCounts(
+                    buffer_full=counts.buffer_full,
+                    skipped=counts.skipped,
+                    undecodable=state.undecodable,
+                    closed=closed,
+                ),
+            ),
+            argv_truncated=counts.argv_truncated,
+            argv_unreadable=counts.argv_unreadable,
+            subtree_full=counts.subtree_full,
+        )
+
+
+class _Wake:
+    """What a reader waits on: the source's descriptor, and a pipe that stop writes to.
+
+    Args:
+        source: The source's descriptor, or None.
+    """
+
+    def __init__(self, source: Optional[int]) -> None:
+        self._source = source
+        self._stop_read = self._stop_write = -1
+        # Readable while events wait in the queue; made when somebody asks for fileno().
+        self._queue_read = self._queue_write = -1
+        self._told = False
+        self._epoll: Optional[select.epoll] = None
+        # Where all is there from the start nobody waits, and Windows has no poll().
+        if source is not None:
+            self._stop_read, self._stop_write = os.pipe()
+            self._poll, self._poll_stop = select.poll(), select.poll()
+            self._poll.register(source, select.POLLIN)
+            for poll in (self._poll, self._poll_stop):
+                poll.register(self._stop_read, select.POLLIN)
+
+    def wait(self, timeout: Optional[float]) -> bool:
+        """Wait for the source or stop; False at the timeout."""
+        return bool(self._poll.poll(None if timeout is None else timeout * 1000))
+
+    def wait_stop(self, timeout: float) -> None:
+        self._poll_stop.poll(timeout * 1000)
+
+    def stop(self) -> None:
+        """Be readable from now on."""
+        if self._stop_write >= 0:
+            try:
+                os.write(self._stop_write, b"\0")
+            except OSError:  # closed in this instant by another thread
+                pass
+
+    def export(self) -> int:
+        if self._epoll is None:
+            self._queue_read, self._queue_write = os.pipe()
+            epoll = select.epoll()
+            for fd in (self._queue_read, self._stop_read, self._source):
+                if fd is not None and fd >= 0:
+                    epoll.register(fd, select.EPOLLIN)
+            self._epoll = epoll
+        return self._epoll.fileno()
+
+    def tell(self, waiting: bool) -> None:
+        """Make the exported descriptor readable, or not, for the sake of the queue."""
+        if self._epoll is None or waiting == self._told:
+            return
+        self._told = waiting
+        if waiting:
+            os.write(self._queue_write, b"\0")
+        else:
+            os.read(self._queue_read, 1)
+
+    def close(self) -> None:
+        if self._epoll is not None:
+            self._epoll.close()
+            self._epoll = None
+        for name in ("_stop_read", "_stop_write", "_queue_read", "_queue_write"):
+            fd = getattr(self, name)
+            setattr(self, name, -1)
+            if fd >= 0:
+                os.close(fd)
+
+
+def _remaining(deadline: Optional[float]) -> Optional[float]:
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+
+_streams: "weakref.WeakSet[Stream]" = weakref.WeakSet()
+
+
+def _close_in_child() -> None:
+    for stream in list(_streams):
+        stream.close_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_in_child)
