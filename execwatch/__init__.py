@@ -20,6 +20,7 @@ from execwatch.events import Stats as Stats
 from execwatch.events import event_from_dict as event_from_dict
 from execwatch.filters import Filter as Filter
 from execwatch.filters import Matcher as Matcher
+from execwatch.recording import replay as replay
 from execwatch.tracer import ExecTracer as ExecTracer
 
 __version__ = "0.1.0"

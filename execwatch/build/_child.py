@@ -51,12 +51,11 @@ def load_bcc(folder: str) -> ModuleType:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # BCC 0.26 has escapes that Python 3.12 warns of
             spec.loader.exec_module(module)
-        if not hasattr(module, "BPF"):
-            raise ImportError(f"{package} is another package of that name")
+        module.BPF  # PyPI's package of that name has none
     except BaseException as exc:
         _forget_bcc()
         sys.modules.update(before)
-        if isinstance(exc, (OSError, SyntaxError, AttributeError)):  # no libbcc.so.0, or one too old
+        if isinstance(exc, Exception):  # no libbcc.so.0, or one too old for this Python part
             raise ImportError(f"{package} does not work: {exc}") from exc
         raise
     return module

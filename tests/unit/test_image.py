@@ -120,7 +120,11 @@ class TestRelocate:
 
     def test_leaves_constants_alone_even_those_that_look_like_a_load(self) -> None:
         # The second half of a load is not an instruction, whatever its bits.
-        code = instruction(0x18, 7) + load(7, kind=1)[:8] + instruction(0x18, 7, kind=1)[:8].replace(b"\x18", b"\xb7")
+        code = (
+            instruction(0x18, 7)
+            + load(7, kind=1)[:8]
+            + instruction(0x18, 7, kind=1)[:8].replace(b"\x18", b"\xb7")
+        )
         assert relocate(code, {7: "seven"}) == (code, ())
 
     @pytest.mark.parametrize("kind", [1, 2, 3])

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import functools
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -42,6 +43,7 @@ BOOT_SECONDS = 120
 """Allowed for boot and power-off, beside the command's own time."""
 HIDDEN = ("/tmp", "/var/tmp", "/var/cache")
 """What is a tmpfs in the guest."""
+CRASH = re.compile(r"BUG:|Oops|Kernel panic|Out of memory")
 
 
 @dataclass(frozen=True)
@@ -104,16 +106,19 @@ def _cell(kernel: kernels.Kernel, exchange: Path, console: Path, seconds: float)
     if (exchange / "status").exists():
         status = int((exchange / "status").read_text())
     else:
-        error = _last_lines(exchange / "log", 10) + _last_lines(console, 30)
+        error = _why(exchange / "log", console)
     facts = {"kernel": kernel.release, "bcc": bcc_version(), **results.read_facts(exchange / "facts")}
     tests = results.read_junit(exchange / "junit.xml")
     return results.Cell(f"linux {kernel.series}", status, seconds, facts, tests, error)
 
 
-def _last_lines(path: Path, count: int) -> str:
-    if not path.exists():
-        return ""
-    return "".join(path.read_text(errors="replace").splitlines(keepends=True)[-count:])
+def _why(log: Path, console: Path) -> str:
+    """What guest.sh said, then the console from the first sign of a crash, or its end."""
+    said = log.read_text(errors="replace") if log.exists() else ""
+    lines = console.read_text(errors="replace").splitlines()
+    signs = (number for number, line in enumerate(lines) if CRASH.search(line))
+    start = next(signs, max(0, len(lines) - 25))
+    return "\n".join([*said.splitlines()[-5:], *lines[start : start + 25]])
 
 
 @functools.lru_cache(maxsize=None)

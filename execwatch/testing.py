@@ -1,0 +1,83 @@
+"""For tests of programs that use execwatch: events out of nothing, and a tracer without a kernel.
+
+::
+
+    def test_alarm():
+        with fake_tracer([exec_event(argv=("/bin/sh", "-i"))]) as tracer:
+            assert list(alarms(tracer)) == [...]
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, Iterable, Optional
+
+from execwatch.events import AnyEvent, Event, ExecEvent, LostEvents, Namespaces
+from execwatch.filters import Filter
+from execwatch.recording import replay
+from execwatch.tracer import ExecTracer
+
+_BOOT_ID = "5e1f7e57c0de4a11b0075e1f7e57c0de"
+_BOOT_NS = 1_700_000_000_000_000_000
+_START_NS = 60_000_000_000
+_TICK_NS = 10_000_000
+
+_numbers = itertools.count(1)
+
+
+def exec_event(**fields: Any) -> ExecEvent:
+    """Return an :class:`~execwatch.ExecEvent`, true to life in all that ``fields`` don't set.
+
+    Later calls give later times and higher pids; ``comm``, ``filename``, ``argc``
+    and the keys follow from ``argv``, ``pid`` and ``ppid`` where these are given.
+    """
+    number = next(_numbers)
+    argv = tuple(fields.pop("argv", ("/bin/true",)))
+    filename = fields.pop("filename", argv[0] if argv else "/bin/true")
+    pid = fields.pop("pid", 1000 + number)
+    ppid = fields.pop("ppid", 1000)
+    start = fields.pop("start_boottime_ns", _START_NS + number * _TICK_NS)
+    boottime = fields.pop("boottime_ns", start + 500_000)
+    values = {
+        "time_ns": _BOOT_NS + boottime,
+        "boottime_ns": boottime,
+        "cpu": 0,
+        "pid": pid,
+        "tid": pid,
+        "comm": (filename or "").rpartition("/")[2][:15],
+        "argv": argv,
+        "argv_status": "complete",
+        "argc": len(argv),
+        "process_key": f"{_BOOT_ID}-{pid}-{start // _TICK_NS}",
+        "host_pid": pid,
+        "ppid": ppid,
+        "parent_comm": "bash",
+        "parent_key": None if ppid is None else f"{_BOOT_ID}-{ppid}-{_START_NS // _TICK_NS}",
+        "uid": 1000,
+        "gid": 1000,
+        "filename": filename,
+        "interp": filename,
+        "start_boottime_ns": start,
+        "cgroup_id": 4321,
+        "namespaces": Namespaces(mnt=4026531841),
+    }
+    return ExecEvent(**{**values, **fields})
+
+
+def lost_events(**fields: Any) -> LostEvents:
+    """Return a :class:`~execwatch.LostEvents`: one exec, for want of room, but for ``fields``."""
+    boottime = fields.pop("boottime_ns", _START_NS + next(_numbers) * _TICK_NS)
+    values = {
+        "time_ns": _BOOT_NS + boottime,
+        "boottime_ns": boottime,
+        "cpu": 0,
+        "count": 1,
+        "reason": "buffer_full",
+        "of": "exec",
+    }
+    return LostEvents(**{**values, **fields})
+
+
+def fake_tracer(events: Iterable[AnyEvent], filter: Optional[Filter] = None) -> ExecTracer[Event]:
+    """Return a tracer that hands over these events, then ends: :func:`execwatch.replay`."""
+    return replay(events, filter)
