@@ -23,22 +23,6 @@ COMM_LENGTH = 15
 _MAX_U32, _MAX_U64 = 2**32 - 1, 2**64 - 1
 
 
-def _members(name: str, value: Any, wanted: str, check: Callable[[Any], bool]) -> FrozenSet[Any]:
-    if isinstance(value, int) and not isinstance(value, bool) and check(value):
-        return frozenset((value,))
-    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
-        raise TypeError(f"{name}: expected a collection of {wanted}, got {value!r}")
-    members = frozenset(value)
-    if not members:
-        raise ValueError(f"{name}: an empty collection would match nothing; None is no constraint")
-    for member in members:
-        if not check(member):
-            raise (ValueError if isinstance(member, (int, str)) else TypeError)(
-                f"{name}: expected {wanted}, got {member!r}"
-            )
-    return members
-
-
 def _is_number(value: Any, least: int, most: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
@@ -72,15 +56,43 @@ _RULES: Dict[str, Tuple[str, Callable[[Any], bool]]] = {
 }
 
 
-def _convert(value: Any, _filter: Filter, field: attrs.Attribute[Any]) -> Optional[FrozenSet[Any]]:
-    return None if value is None else _members(field.name, value, *_RULES[field.name])
+def _members(name: str, value: Any) -> Optional[FrozenSet[Any]]:
+    """Return the members of one field, checked."""
+    if value is None:
+        return None
+    wanted, check = _RULES[name]
+    if isinstance(value, int) and check(value):
+        return frozenset((value,))
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        raise TypeError(f"{name}: expected a collection of {wanted}, got {value!r}")
+    members = frozenset(value)
+    if not members:
+        raise ValueError(f"{name}: an empty collection would match nothing; None is no constraint")
+    for member in members:
+        if not check(member):
+            raise (ValueError if isinstance(member, (int, str)) else TypeError)(
+                f"{name}: expected {wanted}, got {member!r}"
+            )
+    return members
 
 
-_set = attrs.Converter(_convert, takes_self=True, takes_field=True)  # type: ignore[call-overload]
+def _check_exclude(value: Any) -> None:
+    if value is None:
+        return
+    if not isinstance(value, Filter):
+        raise TypeError(f"exclude: expected a Filter, got {value!r}")
+    if value.exclude is not None:
+        raise ValueError("exclude: a Filter that excludes may not have an exclude of its own")
+    if not value.constraints():
+        raise ValueError("exclude: a Filter without constraints would leave out everything")
+
+
+_Numbers = Union[None, int, Iterable[int]]
+_Names = Optional[Iterable[str]]
 
 
 @final
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, init=False)
 class Filter:
     """Which events to deliver. Fields are and-ed, the members of one field or-ed.
 
@@ -107,27 +119,44 @@ class Filter:
     Lost events always pass. A field that is unknown (None) in an event doesn't match.
     """
 
-    uids: Optional[FrozenSet[Union[int, str]]] = attrs.field(default=None, converter=_set)
-    pids: Optional[FrozenSet[int]] = attrs.field(default=None, converter=_set)
-    ppids: Optional[FrozenSet[int]] = attrs.field(default=None, converter=_set)
-    descendants_of: Optional[FrozenSet[int]] = attrs.field(default=None, converter=_set)
-    comms: Optional[FrozenSet[str]] = attrs.field(default=None, converter=_set)
-    paths: Optional[FrozenSet[str]] = attrs.field(default=None, converter=_set)
-    args: Optional[FrozenSet[str]] = attrs.field(default=None, converter=_set)
-    cgroups: Optional[FrozenSet[Union[int, str]]] = attrs.field(default=None, converter=_set)
-    mount_ns: Optional[FrozenSet[int]] = attrs.field(default=None, converter=_set)
-    exclude: Optional[Filter] = attrs.field(default=None)
+    uids: Optional[FrozenSet[Union[int, str]]]
+    pids: Optional[FrozenSet[int]]
+    ppids: Optional[FrozenSet[int]]
+    descendants_of: Optional[FrozenSet[int]]
+    comms: Optional[FrozenSet[str]]
+    paths: Optional[FrozenSet[str]]
+    args: Optional[FrozenSet[str]]
+    cgroups: Optional[FrozenSet[Union[int, str]]]
+    mount_ns: Optional[FrozenSet[int]]
+    exclude: Optional[Filter]
 
-    @exclude.validator
-    def _check_exclude(self, _attribute: Any, value: Any) -> None:
-        if value is None:
-            return
-        if not isinstance(value, Filter):
-            raise TypeError(f"exclude: expected a Filter, got {value!r}")
-        if value.exclude is not None:
-            raise ValueError("exclude: a Filter that excludes may not have an exclude of its own")
-        if not value.constraints():
-            raise ValueError("exclude: a Filter without constraints would leave out everything")
+    def __init__(
+        self,
+        *,
+        uids: Union[None, int, Iterable[Union[int, str]]] = None,
+        pids: _Numbers = None,
+        ppids: _Numbers = None,
+        descendants_of: _Numbers = None,
+        comms: _Names = None,
+        paths: _Names = None,
+        args: _Names = None,
+        cgroups: Union[None, int, Iterable[Union[int, str]]] = None,
+        mount_ns: _Numbers = None,
+        exclude: Optional[Filter] = None,
+    ) -> None:
+        _check_exclude(exclude)
+        self.__attrs_init__(
+            uids=_members("uids", uids),
+            pids=_members("pids", pids),
+            ppids=_members("ppids", ppids),
+            descendants_of=_members("descendants_of", descendants_of),
+            comms=_members("comms", comms),
+            paths=_members("paths", paths),
+            args=_members("args", args),
+            cgroups=_members("cgroups", cgroups),
+            mount_ns=_members("mount_ns", mount_ns),
+            exclude=exclude,
+        )
 
     def constraints(self) -> Dict[str, FrozenSet[Any]]:
         """Return the fields that constrain, ``exclude`` aside."""

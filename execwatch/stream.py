@@ -50,6 +50,7 @@ class Stream:
         self._awaiting: Optional[object] = None
         self._wake = _Wake(source.fileno())
         self._stopped = source.fileno() is None  # nothing more will come
+        self._drained = False  # and all that came has been read
         self._closing = False
         self._final: Optional[Stats] = None
         self.forked = False
@@ -124,6 +125,7 @@ class Stream:
             late = deadline is not None and time.monotonic() >= deadline
             self._take(barrier or stopped)
             if self._state.queue or stopped or late or self._closing:
+                self._drained = stopped
                 self._tell()
                 return bool(self._state.queue) and not self._closing
             self._wait(deadline)
@@ -157,7 +159,7 @@ class Stream:
 
     def ended(self) -> bool:
         """Whether nothing will come any more."""
-        return self._closing or (self._stopped and not self._state.queue)
+        return self._closing or (self._drained and not self._state.queue)
 
     # -- Waiting elsewhere -----------------------------------------------------------
 

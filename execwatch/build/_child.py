@@ -51,7 +51,8 @@ def load_bcc(folder: str) -> ModuleType:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # BCC 0.26 has escapes that Python 3.12 warns of
             spec.loader.exec_module(module)
-        module.BPF  # PyPI's package of that name has none
+        if not hasattr(module, "BPF"):
+            raise AttributeError("no BPF in it")  # PyPI's package of that name
     except BaseException as exc:
         _forget_bcc()
         sys.modules.update(before)

@@ -117,7 +117,8 @@ class Btf:
 
     def _index(self) -> Dict[Tuple[int, str], int]:
         """Return the number of each structure and enum that is asked for by name."""
-        words, names = self._words, {}
+        words = self._words
+        names: Dict[Tuple[int, int], int] = {}
         for number, at in enumerate(self._starts):
             kind = words[at + 1] >> 24 & 0x1F if number else 0
             if (kind == _STRUCT or kind == _ENUM) and words[at]:

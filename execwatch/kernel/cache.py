@@ -111,7 +111,8 @@ def _read_file(path: str) -> bytes:
     # O_NONBLOCK: a pipe lying there must not hold us up.
     with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
         status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+        # No link at all: it has just been replaced, and is whole all the same.
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
             raise ValueError("it is not a file of its own")
         if status.st_uid != os.geteuid():
             raise ValueError(f"it belongs to user {status.st_uid}")
