@@ -9,7 +9,7 @@
     ├── NotSupportedError   (NotImplementedError)  this kernel lacks a feature
     ├── StateError          (RuntimeError)         used before start, after close, or twice at once
     ├── CompileError        (RuntimeError)         BCC refused the source; ``log`` is its output
-    ├── LoadError           (OSError)              the kernel refused a program or map; ``log`` is the verifier's
+    ├── LoadError           (OSError)              the kernel refused a program or map; has a ``log``
     ├── AttachError         (OSError)              the kernel refused to attach a probe
     └── RecordingError      (ValueError)           a file that is not a readable recording
 

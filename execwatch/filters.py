@@ -10,7 +10,7 @@ import fnmatch
 import os
 import re
 from functools import lru_cache
-from typing import Any, Callable, Dict, FrozenSet, Iterable, List, Optional, Tuple, Union
+from typing import Any, Callable, Dict, FrozenSet, Iterable, Optional, Tuple, Union
 
 import attrs
 from typing_extensions import final
@@ -133,14 +133,14 @@ class Filter:
     def __init__(
         self,
         *,
-        uids: Union[None, int, Iterable[Union[int, str]]] = None,
+        uids: Union[int, Iterable[Union[int, str]], None] = None,
         pids: _Numbers = None,
         ppids: _Numbers = None,
         descendants_of: _Numbers = None,
         comms: _Names = None,
         paths: _Names = None,
         args: _Names = None,
-        cgroups: Union[None, int, Iterable[Union[int, str]]] = None,
+        cgroups: Union[int, Iterable[Union[int, str]], None] = None,
         mount_ns: _Numbers = None,
         exclude: Optional[Filter] = None,
     ) -> None:
@@ -314,7 +314,9 @@ def _uid(user: Union[int, str]) -> int:
     try:
         return pwd.getpwnam(user).pw_uid
     except KeyError:
-        raise ValueError(f"uids: there is no user {user!r}; expected a number or a name of getent passwd") from None
+        raise ValueError(
+            f"uids: there is no user {user!r}; expected a number or a name of getent passwd"
+        ) from None
 
 
 def _cgroup_id(cgroup: Union[int, str]) -> int:
@@ -323,4 +325,6 @@ def _cgroup_id(cgroup: Union[int, str]) -> int:
     try:
         return os.stat(cgroup).st_ino
     except OSError as exc:
-        raise ValueError(f"cgroups: {cgroup!r}: {exc.strerror}; expected the path of a cgroup directory") from None
+        raise ValueError(
+            f"cgroups: {cgroup!r}: {exc.strerror}; expected the path of a cgroup directory"
+        ) from None

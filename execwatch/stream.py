@@ -91,7 +91,9 @@ class Stream:
                 queue.extend(events)
             raise
 
-    def fill(self, deadline: Optional[float], *, barrier: bool = False, waiter: Optional[object] = None) -> bool:
+    def fill(
+        self, deadline: Optional[float], *, barrier: bool = False, waiter: Optional[object] = None
+    ) -> bool:
         """Wait until the queue holds something.
 
         Args:
@@ -259,27 +261,42 @@ class Stream:
         )
 
 
+class _Pipe:
+    """A pipe that is closed when the last reference goes.
+
+    So stop() in one thread may write while close() in another lets go: the
+    descriptor can't become somebody else's file in between.
+    """
+
+    def __init__(self) -> None:
+        self.read_end, self.write_end = os.pipe()
+
+    def __del__(self) -> None:
+        os.close(self.read_end)
+        os.close(self.write_end)
+
+
 class _Wake:
     """What a reader waits on: the source's descriptor, and a pipe that stop writes to.
 
     Args:
-        source: The source's descriptor, or None.
+        source: The source's descriptor, or None where all is there from the start:
+            then nobody waits, and no pipe is needed.
     """
 
     def __init__(self, source: Optional[int]) -> None:
         self._source = source
-        self._stop_read = self._stop_write = -1
+        self._stop: Optional[_Pipe] = None
         # Readable while events wait in the queue; made when somebody asks for fileno().
-        self._queue_read = self._queue_write = -1
+        self._queue: Optional[_Pipe] = None
         self._told = False
         self._epoll: Optional[select.epoll] = None
-        # Where all is there from the start nobody waits, and Windows has no poll().
         if source is not None:
-            self._stop_read, self._stop_write = os.pipe()
+            self._stop = _Pipe()
             self._poll, self._poll_stop = select.poll(), select.poll()
             self._poll.register(source, select.POLLIN)
             for poll in (self._poll, self._poll_stop):
-                poll.register(self._stop_read, select.POLLIN)
+                poll.register(self._stop.read_end, select.POLLIN)
 
     def wait(self, timeout: Optional[float]) -> bool:
         """Wait for the source or stop; False at the timeout."""
@@ -290,48 +307,42 @@ class _Wake:
 
     def stop(self) -> None:
         """Be readable from now on."""
-        if self._stop_write >= 0:
-            try:
-                os.write(self._stop_write, b"\0")
-            except OSError:  # closed in this instant by another thread
-                pass
+        pipe = self._stop
+        if pipe is not None:
+            os.write(pipe.write_end, b"\0")
 
     def export(self) -> int:
         if self._epoll is None:
-            self._queue_read, self._queue_write = os.pipe()
+            self._queue = _Pipe()
             epoll = select.epoll()
-            for fd in (self._queue_read, self._stop_read, self._source):
-                if fd is not None and fd >= 0:
-                    epoll.register(fd, select.EPOLLIN)
+            epoll.register(self._queue.read_end, select.EPOLLIN)
+            if self._source is not None and self._stop is not None:
+                epoll.register(self._source, select.EPOLLIN)
+                epoll.register(self._stop.read_end, select.EPOLLIN)
             self._epoll = epoll
         return self._epoll.fileno()
 
     def tell(self, waiting: bool) -> None:
         """Make the exported descriptor readable, or not, for the sake of the queue."""
-        if self._epoll is None or waiting == self._told:
+        if self._queue is None or waiting == self._told:
             return
         self._told = waiting
         if waiting:
-            os.write(self._queue_write, b"\0")
+            os.write(self._queue.write_end, b"\0")
         else:
-            os.read(self._queue_read, 1)
+            os.read(self._queue.read_end, 1)
 
     def close(self) -> None:
         if self._epoll is not None:
             self._epoll.close()
-            self._epoll = None
-        for name in ("_stop_read", "_stop_write", "_queue_read", "_queue_write"):
-            fd = getattr(self, name)
-            setattr(self, name, -1)
-            if fd >= 0:
-                os.close(fd)
+        self._stop = self._queue = self._epoll = None
 
 
 def _remaining(deadline: Optional[float]) -> Optional[float]:
     return None if deadline is None else max(0.0, deadline - time.monotonic())
 
 
-_streams: "weakref.WeakSet[Stream]" = weakref.WeakSet()
+_streams: weakref.WeakSet[Stream] = weakref.WeakSet()
 
 
 def _close_in_child() -> None:

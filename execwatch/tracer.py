@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import time
 import warnings
 from types import TracebackType
 from typing import (
-    TYPE_CHECKING,
     Any,
     AsyncIterator,
     Callable,
@@ -24,13 +22,11 @@ from typing import (
 from typing_extensions import Literal, Self, TypeVar
 
 from execwatch.errors import StateError
-from execwatch.events import AnyEvent, Event, ExecEvent, LostEvents, Stats
+from execwatch.events import Event, ExecEvent, LostEvents, Stats
 from execwatch.filters import Filter, Matcher
+from execwatch.iterators import AsyncEvents, Events, fill
 from execwatch.source import Source
 from execwatch.stream import Stream
-
-if TYPE_CHECKING:
-    import asyncio
 
 E_co = TypeVar("E_co", bound=Event, default=ExecEvent, covariant=True)
 _F = TypeVar("_F", bound=Callable[..., object])
@@ -220,7 +216,7 @@ class ExecTracer(Generic[E_co]):
         deadline = _deadline(timeout)
         if count is not None:
             _check_int("count", count, 0, None)
-        return _Events(self._use(consume=True), deadline, count, barrier=timeout == 0)
+        return Events(self._use(consume=True), deadline, count, barrier=timeout == 0)
 
     def read(self, timeout: Optional[float] = None) -> List[E_co]:
         """Return one batch: at least one event, in the order of ``boottime_ns``.
@@ -241,11 +237,11 @@ class ExecTracer(Generic[E_co]):
         """As :meth:`read`, without blocking the running event loop."""
         deadline = _deadline(timeout)
         stream = self._use(consume=True)
-        await _fill(stream, deadline, barrier=timeout == 0)
+        await fill(stream, deadline, barrier=timeout == 0)
         return stream.pop_all()  # type: ignore[return-value]
 
     def __aiter__(self) -> AsyncIterator[E_co]:
-        return _AsyncEvents(self._use(consume=True))
+        return AsyncEvents(self._use(consume=True))
 
     def fileno(self) -> int:
         """Return a descriptor for select, poll and event loops.
@@ -319,7 +315,7 @@ class ExecTracer(Generic[E_co]):
         deadline = _deadline(timeout)
         if not self._callbacks:
             raise StateError("no callbacks: register one with on_exec")
-        for event in _Events(self._use(), deadline, None, barrier=timeout == 0):
+        for event in Events(self._use(), deadline, None, barrier=timeout == 0):
             for kind, fn, matcher in tuple(self._callbacks):
                 if event.kind == kind and (matcher is None or matcher.matches(event)):
                     fn(event)
@@ -340,83 +336,6 @@ class ExecTracer(Generic[E_co]):
         if consume and self._callbacks:
             raise StateError("callbacks are registered: they get the events, through dispatch()")
         return self._stream
-
-
-class _Events(Iterator[Any]):
-    """Not a generator: what it took and did not hand over is in the stream, whatever happens to it."""
-
-    def __init__(
-        self, stream: Stream, deadline: Optional[float], count: Optional[int], barrier: bool
-    ) -> None:
-        self._stream = stream
-        self._deadline = deadline
-        self._left = count
-        self._barrier = barrier
-
-    def __next__(self) -> AnyEvent:
-        stream = self._stream
-        if self._left is not None:
-            if self._left <= 0:
-                raise StopIteration
-            self._left -= 1
-        while True:
-            try:
-                return stream.pop()
-            except IndexError:
-                if stream.ended() or not stream.fill(self._deadline, barrier=self._barrier):
-                    raise StopIteration from None
-
-
-class _AsyncEvents(AsyncIterator[Any]):
-    """Not an async generator: a cancelled ``__anext__`` loses nothing and ends nothing."""
-
-    def __init__(self, stream: Stream) -> None:
-        self._stream = stream
-
-    async def __anext__(self) -> AnyEvent:
-        while True:
-            try:
-                return self._stream.pop()
-            except IndexError:
-                if self._stream.ended() or not await _fill(self._stream, None):
-                    raise StopAsyncIteration from None
-
-
-async def _fill(stream: Stream, deadline: Optional[float], barrier: bool = False) -> bool:
-    """:meth:`Stream.fill`, waiting in the running event loop."""
-    waiter = object()
-    stream.start_awaiting(waiter)
-    try:
-        while True:
-            late = deadline is not None and time.monotonic() >= deadline
-            filled = stream.fill(time.monotonic(), barrier=barrier, waiter=waiter)
-            if filled or late or stream.ended():
-                return filled
-            await _readable(stream, deadline)
-    finally:
-        stream.end_awaiting()
-
-
-async def _readable(stream: Stream, deadline: Optional[float]) -> None:
-    """Wait for the first event, then for others to join it; or for stop."""
-    import asyncio
-
-    loop = asyncio.get_running_loop()
-    ready: asyncio.Future[None] = loop.create_future()
-    fd = stream.fileno()
-    loop.add_reader(fd, _resolve, ready)
-    try:
-        timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
-        done, _ = await asyncio.wait([ready], timeout=timeout)
-    finally:
-        loop.remove_reader(fd)
-    if done and not stream.ended():
-        await asyncio.sleep(stream.latency(deadline))
-
-
-def _resolve(ready: asyncio.Future[None]) -> None:
-    if not ready.done():
-        ready.set_result(None)
 
 
 def _open_kernel(filter: Optional[Filter], *, lost: bool, buffer_size: int, argv_size: int) -> Source:
@@ -456,5 +375,5 @@ def _check_callback(fn: Any) -> None:
 
     if not callable(fn):
         raise TypeError(f"fn: expected a callable, got {fn!r}")
-    if inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None)):
+    if inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(type(fn).__call__):
         raise TypeError(f"fn: {fn!r} is a coroutine function; use 'async for' over the tracer instead")

@@ -35,7 +35,8 @@ RECORD: Layout = (
     ("u32", "cpu"),
 )
 
-EXEC_RECORD: Layout = RECORD + (
+EXEC_RECORD: Layout = (
+    *RECORD,
     ("u32", "pid"),
     ("u32", "tid"),
     ("u32", "host_pid"),
@@ -230,7 +231,7 @@ class Clock:
     offset_ns: int
 
     def process_key(self, pid: int, start_boottime_ns: int) -> str:
-        return "%s-%d-%d" % (self.boot_id, pid, start_boottime_ns // self.tick_ns)
+        return f"{self.boot_id}-{pid}-{start_boottime_ns // self.tick_ns}"
 
 
 def decode(data: bytes, at: int, clock: Clock) -> Tuple[ExecEvent, int, int]:
@@ -282,9 +283,7 @@ def _decode_exec(data: bytes, at: int, clock: Clock) -> Tuple[ExecEvent, int, in
     event.ppid = ppid if valid & _PPID else None
     event.parent_comm = _text(parent_comm) if valid & _PARENT_COMM else None
     event.parent_key = (
-        clock.process_key(ppid, parent_start_boottime_ns)
-        if valid & _PPID and valid & _PARENT_START
-        else None
+        clock.process_key(ppid, parent_start_boottime_ns) if valid & _PPID and valid & _PARENT_START else None
     )
     event.uid = uid
     event.gid = gid

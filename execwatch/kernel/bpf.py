@@ -16,7 +16,7 @@ import resource
 import struct
 from typing import Callable, Iterator, Optional, TypeVar
 
-from execwatch.errors import AttachError, LoadError, NotSupportedError, PrivilegeError
+from execwatch.errors import AttachError, LoadError, NotSupportedError
 from execwatch.kernel import privileges
 
 _T = TypeVar("_T")
@@ -45,7 +45,9 @@ def _bpf(command: int, attributes: bytes) -> int:
     """
     number = _SYSCALLS.get(platform.machine())
     if number is None:
-        raise NotSupportedError(f"supported architecture: it is {platform.machine()}", hint="x86_64 or aarch64")
+        raise NotSupportedError(
+            f"supported architecture: it is {platform.machine()}", hint="x86_64 or aarch64"
+        )
     buffer = ctypes.create_string_buffer(attributes, 128)
     result: int = _libc.syscall(ctypes.c_long(number), ctypes.c_int(command), buffer, ctypes.c_uint(128))
     if result < 0:
@@ -67,9 +69,7 @@ def map_create(
         PrivilegeError: A capability or RLIMIT_MEMLOCK is missing.
         LoadError: The kernel refused otherwise, e.g. no memory.
     """
-    attributes = struct.pack(
-        "<IIIIIII16s", type, key_size, value_size, max_entries, flags, 0, 0, _name(name)
-    )
+    attributes = struct.pack("<IIIIIII16s", type, key_size, value_size, max_entries, flags, 0, 0, _name(name))
     try:
         return _with_memlock(lambda: _bpf(_MAP_CREATE, attributes))
     except OSError as exc:
@@ -124,7 +124,9 @@ def program_load(type: int, instructions: bytes, license: str, name: str) -> int
     except OSError as exc:
         if exc.errno == errno.EPERM:  # the verifier's own answer is EACCES
             raise privileges.explain() from exc
-        raise LoadError(exc.errno or 0, f"program {name!r}", _verifier_log(type, instructions, license)) from exc
+        raise LoadError(
+            exc.errno or 0, f"program {name!r}", _verifier_log(type, instructions, license)
+        ) from exc
 
 
 def verifier_steps(type: int, instructions: bytes, license: str) -> int:

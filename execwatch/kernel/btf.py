@@ -121,7 +121,7 @@ class Btf:
         names: Dict[Tuple[int, int], int] = {}
         for number, at in enumerate(self._starts):
             kind = words[at + 1] >> 24 & 0x1F if number else 0
-            if (kind == _STRUCT or kind == _ENUM) and words[at]:
+            if kind in (_STRUCT, _ENUM) and words[at]:
                 names.setdefault((kind, words[at]), number)
         wanted: Dict[Tuple[int, str], int] = {}
         for (kind, name), number in names.items():

@@ -57,7 +57,9 @@ def compile_filter(filter: Optional[Filter]) -> KernelFilter:
             "exclude_final": int(bool(exclude and not set(USER_FIELDS) & set(exclude.constraints()))),
         },
         entries=tuple(
-            (_key(field, member), bytes((bits,))) for (field, member), bits in parts.items() if field != "tree"
+            (_key(field, member), bytes((bits,)))
+            for (field, member), bits in parts.items()
+            if field != "tree"
         ),
         roots={member: bits for (field, member), bits in parts.items() if field == "tree"},
     )
