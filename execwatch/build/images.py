@@ -19,7 +19,7 @@ def load(
 
     Args:
         name: The program's source is ``name.bpf.c`` in ``folder``.
-        folder: Holds the source, its headers, and shipped images in ``images/``.
+        folder: Holds the source, its headers, and shipped images in ``shipped/``.
         cache_directory: Instead of the user's.
 
     Raises:
@@ -35,7 +35,7 @@ def load(
 
 def shipped_path(name: str, *, folder: str = source.FOLDER) -> str:
     """Return where the image of a program lies that is shipped with its source."""
-    return os.path.join(folder, "images", f"{name}.json")
+    return os.path.join(folder, "shipped", f"{name}.json")
 
 
 def _shipped(name: str, folder: str, source_hash: str) -> Optional[ProgramImage]:

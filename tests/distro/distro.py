@@ -4,9 +4,9 @@
     python tests/distro/distro.py --tree plain -- python3 -c 'import execwatch'
     python tests/distro/distro.py --tree fresh --script commands.sh
 
-In the tree the project is /src, read-only, and pip reaches what it reaches on this machine. /tmp, /var/tmp, /run
-and $HOME are empty and in memory; nothing else can be written, but in the tree `fresh`, where everything can and
-nothing stays.
+In the tree the project is /src, read-only, and pip reaches what it reaches on this machine. /tmp, /var/tmp,
+/run and $HOME are empty and in memory; nothing else can be written, but in the tree `fresh`, where everything
+can and nothing stays.
 """
 
 from __future__ import annotations
@@ -41,8 +41,10 @@ python3 -m venv /tmp/venv
 /tmp/venv/bin/python -m pip install -q --upgrade pip
 /tmp/venv/bin/python -m pip install -q --group /src/pyproject.toml:test /src
 cd /src
-exec /tmp/venv/bin/python -m pytest tests/kernel
+# Not "python -m pytest": it would import the package from here, not what was installed.
+exec /tmp/venv/bin/pytest tests/kernel
 """
+NAMESPACE = ("unshare", "--mount", "--propagation", "private")
 NETWORK = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 CERTIFICATES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO")
 ALWAYS = ("/etc/resolv.conf", "/etc/hosts")
@@ -69,7 +71,7 @@ def run(tree: trees.Tree, options: Options) -> results.Cell:
         output = exchange / "output"
         with open(output, "ab") as file:
             status = process.supervise(
-                ["unshare", "--mount", "--propagation", "private", "sh", str(HERE / "enter.sh"), str(exchange)],
+                [*NAMESPACE, "sh", str(HERE / "enter.sh"), str(exchange)],
                 timeout=options.timeout,
                 output=file,
                 tail=output,

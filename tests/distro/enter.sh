@@ -19,19 +19,22 @@ else
     # No overlay where events are compared with stat(2): their inode numbers differ there.
     mount -n --bind "$tree" "$tree"
     root=$tree
-    mkdir -p "$root/src" "$root/results"
 fi
 
 mkdir -p "$root/src" "$root/results"
-# What of this machine is needed: directories are bound, files copied, because apt renames over files.
+# What of this machine is needed. In an overlay, files are copied: apt could not replace one that is a mount.
 while IFS= read -r path; do
     if [ -d "$path" ]; then
         mkdir -p "$root$path"
         mount -n --bind -o ro "$path" "$root$path"
     elif [ -f "$path" ]; then
         mkdir -p "$root$(dirname "$path")"
-        [ "$scratch" = 1 ] || touch "$root$path"
-        if [ "$scratch" = 1 ]; then cp -L "$path" "$root$path"; else mount -n --bind "$path" "$root$path"; fi
+        if [ "$scratch" = 1 ]; then
+            cp -L --remove-destination "$path" "$root$path"
+        else
+            [ -e "$root$path" ] || touch "$root$path"
+            mount -n --bind "$path" "$root$path"
+        fi
     fi
 done < "$exchange/paths"
 

@@ -11,14 +11,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "vm"))
 
-import debian  # noqa: E402
+import debian
 
 TOOLS = {
     "debootstrap": "debootstrap",
     "unshare": "util-linux",
     str(debian.KEYRING): "debian-archive-keyring",
 }
-FULL = ("ca-certificates", "gcc", "libc6-dev", "python3", "python3-bpfcc", "python3-pip", "python3-venv", "strace")
+PYTHON = ("ca-certificates", "python3", "python3-venv")
+FULL = (*PYTHON, "gcc", "libc6-dev", "python3-bpfcc", "python3-pip", "strace")
 MARKER = "etc/execwatch-tree.json"
 
 
@@ -44,7 +45,7 @@ TREES = {
         Tree("bookworm", "bookworm", FULL),  # BCC 0.26, LLVM 14, Python 3.11
         Tree("trixie", "trixie", FULL),  # BCC 0.31, LLVM 19, Python 3.13
         # No BCC and no compiler: what most machines are.
-        Tree("plain", "bookworm", ("ca-certificates", "python3", "python3-venv")),
+        Tree("plain", "bookworm", PYTHON),
         # Nothing at all: for the first commands of the README.
         Tree("fresh", "bookworm", ("ca-certificates",), scratch=True),
     )

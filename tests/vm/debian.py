@@ -1,4 +1,4 @@
-"""What the tests need from Debian: its mirror, its packages, a private apt, and a cache outside the repository.
+"""What the tests need from Debian: a mirror, packages, a private apt, and a cache outside the repository.
 
 Nothing here changes the machine's own apt configuration, and no mirror is written down: the mirror is the one
 that the machine already uses, or `EXECWATCH_DEBIAN_MIRROR`.
@@ -30,7 +30,8 @@ def cache_dir(name: str, default: str) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SetupError(f"{path}: {error.strerror}; set EXECWATCH_TEST_CACHE to a folder of yours") from error
+        hint = "set EXECWATCH_TEST_CACHE to a folder of yours"
+        raise SetupError(f"{path}: {error.strerror}; {hint}") from error
     return path
 
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Optional
 
@@ -20,13 +20,11 @@ def supervise(
     output: IO[bytes],
     tail: Path,
     finished: Optional[Callable[[], bool]] = None,
-    cwd: Optional[Path] = None,
-    env: Optional[Mapping[str, str]] = None,
     echo: bool = True,
 ) -> Optional[int]:
-    """The exit status, or `None` after `timeout` seconds. What is written to the file `tail` is shown as it comes.
+    """The exit status, or `None` after `timeout` seconds. What the file `tail` gets is shown as it comes.
 
-    `finished` tells that the work is done although the process is still there; it then has 20 seconds to leave.
+    `finished` tells that the work is done although the process is still there, which then has 20 seconds.
     """
     # A session of its own: the whole group can be ended without touching any process that is not ours.
     process = subprocess.Popen(
@@ -34,8 +32,6 @@ def supervise(
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=subprocess.STDOUT,
-        cwd=cwd,
-        env=env,
         start_new_session=True,
     )
     shown = 0

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import re
-import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
+from xml.etree import ElementTree
 
 PROBES = ("tracepoint", "kprobe")
 BUFFERS = ("ring", "perf")
@@ -134,7 +134,7 @@ def table(cells: Iterable[Cell]) -> str:
     heads = ("place", "kernel", "python", "bcc", "result", "tests", "seconds")
     rows = [heads, *(_row(cell) for cell in cells)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
-    return "\n".join("  ".join(f"{text:<{width}}" for text, width in zip(row, widths)).rstrip() for row in rows)
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def _row(cell: Cell) -> tuple[str, ...]:

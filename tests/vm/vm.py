@@ -4,8 +4,8 @@
     python tests/vm/vm.py --kernel 5.10 -- uname -r      # one kernel, another command
 
 No KVM is needed, and then everything is emulated: a boot takes 10 to 20 seconds, starting a program 30 to 60
-milliseconds. In the guest the command is root, / is this machine's, read-only, and /tmp, /var/tmp, /var/cache and
-$HOME are empty and in memory. BTF, tracefs, bpffs, cgroup v2 and the loopback interface are there.
+milliseconds. In the guest the command is root, / is this machine's, read-only, and /tmp, /var/tmp, /var/cache
+and $HOME are empty and in memory. BTF, tracefs, bpffs, cgroup v2 and the loopback interface are there.
 """
 
 from __future__ import annotations
@@ -121,9 +121,9 @@ def _why(log: Path, console: Path) -> str:
     return "\n".join([*said.splitlines()[-5:], *lines[start : start + 25]])
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def bcc_version() -> Optional[str]:
-    """This machine's BCC, which is the guests' too; asked here, where importing it takes one second, not ten."""
+    """This machine's BCC, which is the guests' too; asked here, where importing it takes one second."""
     command = ["/usr/bin/python3", "-c", "import bcc; print(bcc.__version__)"]
     try:
         return debian.run(*command).strip()
@@ -163,6 +163,8 @@ def _environment(options: Options) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         # The project is read-only; the JUnit file is what the table is made of.
         "PYTEST_ADDOPTS": "-p no:cacheprovider --junit-xml=/run/execwatch/junit.xml",
+        # pytest-timeout's; it rules over the project's, which is for a real machine.
+        "PYTEST_TIMEOUT": "600",
         # Tests that measure or wait can allow for the emulation.
         "EXECWATCH_EMULATED": "0" if options.kvm else "1",
         **passed,
@@ -194,7 +196,8 @@ def _virtme_command(kernel: kernels.Kernel, exchange: Path, options: Options) ->
     command += ["--memory", options.memory, "--cpus", str(options.cpus), "--show-boot-console"]
     command += ["--rwdir", f"/run/execwatch={exchange}", "--script-sh", script]
     # "-q=-x": the value begins with a dash.
-    command += ["-q=-fsdev", f"-q={share}", "-q=-device", "-q=virtio-9p-pci,fsdev=execwatch,mount_tag=execwatch"]
+    device = "virtio-9p-pci,fsdev=execwatch,mount_tag=execwatch"
+    command += ["-q=-fsdev", f"-q={share}", "-q=-device", f"-q={device}"]
     if not options.kvm:
         command.append("--disable-kvm")
     # An oops in a test is a failure, not a line in a log that nobody reads.
@@ -205,27 +208,33 @@ def _virtme_command(kernel: kernels.Kernel, exchange: Path, options: Options) ->
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    made.add_argument("--kernel", action="append", choices=list(kernels.SUITES), help="default: all, one by one")
+    made.add_argument("--kernel", action="append", choices=list(kernels.SUITES), help="default: each")
     made.add_argument("--timeout", type=float, default=1800, help="seconds for the command in each guest")
     made.add_argument("--python", default=sys.executable, help="the Python that runs the tests (a venv's)")
     made.add_argument("--memory", default="2G")
     made.add_argument("--cpus", type=int, default=2)
-    made.add_argument("--append", action="append", default=[], metavar="WORD", help="for the kernel command line")
+    made.add_argument("--append", action="append", default=[], metavar="WORD", help="for the kernel")
     made.add_argument("--env", action="append", default=[], metavar="NAME=VALUE")
-    made.add_argument("--visible", action="append", default=[], type=Path, help="keep a folder under /tmp visible")
+    visible = "a folder under /tmp that the command needs"
+    made.add_argument("--visible", action="append", default=[], type=Path, help=visible)
     made.add_argument("--results", type=Path, help="append JSON lines to this file")
     made.add_argument("--refresh", action="store_true", help="fetch the kernels again")
     made.add_argument("--fetch-only", action="store_true")
     # Not by default: inside another virtual machine /dev/kvm may open and then fail at the first instruction.
     made.add_argument("--kvm", action="store_true", help="use the hardware, not emulation")
-    made.add_argument("command", nargs="*", help="default: PYTHON -m pytest tests/kernel")
+    made.add_argument("command", nargs="*", help="default: that Python's pytest tests/kernel")
     return made
+
+
+def _tests(python: str) -> list[str]:
+    """pytest itself: "python -m pytest" would import the package from the project, not what is installed."""
+    return [str(Path(python).with_name("pytest")), "tests/kernel"]
 
 
 def _options(args: argparse.Namespace) -> Options:
     env = dict(pair.split("=", 1) for pair in args.env)
     return Options(
-        command=args.command or [args.python, "-m", "pytest", "tests/kernel"],
+        command=args.command or _tests(args.python),
         timeout=args.timeout,
         python=args.python,
         memory=args.memory,

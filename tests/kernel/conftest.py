@@ -1,0 +1,109 @@
+"""Real probes on the running kernel.
+
+A test that can't run here skips with one of the reasons of :class:`Reason`;
+with ``EXECWATCH_REQUIRE_KERNEL=1`` that is a failure. Every test is checked for
+descriptors, threads and children that it leaves behind.
+"""
+
+from __future__ import annotations
+
+import enum
+import gc
+import os
+import pathlib
+import shutil
+import subprocess
+import threading
+import time
+from typing import Callable, Iterator, NoReturn
+
+import pytest
+
+from execwatch.kernel import privileges
+
+PROGRAMS = pathlib.Path(__file__).parent / "programs"
+
+#: A prime, so that nothing that doubles, halves or rounds can look right.
+COUNT = 23
+
+
+class Reason(enum.Enum):
+    """Why a kernel test may not run."""
+
+    PRIVILEGE = "needs root, or CAP_BPF and CAP_PERFMON"
+    ROOT = "needs root, to become somebody else"
+    COMPILER = "needs a C compiler (cc) with a static libc"
+    BCC = "needs BCC (Debian: python3-bpfcc)"
+    TOOL = "needs a tool"
+
+
+def skip(reason: Reason, detail: str = "") -> NoReturn:
+    text = f"{reason.name}: {reason.value} {detail}".rstrip()
+    if os.environ.get("EXECWATCH_REQUIRE_KERNEL") == "1":
+        pytest.fail(f"required, and can't run: {text}")
+    pytest.skip(text)
+
+
+@pytest.fixture(autouse=True)
+def _privileged() -> None:
+    if privileges.missing_capabilities():
+        skip(Reason.PRIVILEGE)
+
+
+@pytest.fixture
+def root() -> None:
+    if os.geteuid() != 0:
+        skip(Reason.ROOT)
+
+
+@pytest.fixture(autouse=True)
+def _leaves_nothing_behind(_privileged: None) -> Iterator[None]:
+    gc.collect()
+    before = open_files(), set(threading.enumerate()), children()
+    yield
+    gc.collect()
+    assert (open_files(), set(threading.enumerate()), children()) == before
+
+
+def open_files() -> dict[str, str]:
+    """What this process has open, by descriptor; the one that lists them left out."""
+    found = {}
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            found[fd] = os.readlink(f"/proc/self/fd/{fd}")
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def children() -> set[str]:
+    with open("/proc/thread-self/children") as file:
+        return set(file.read().split())
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """Return the path of a compiled test program, where every user can run it."""
+    folder = tmp_path_factory.mktemp("programs")
+    for path in (folder, *folder.parents[:2]):
+        path.chmod(0o755)
+
+    def build(name: str) -> str:
+        target = folder / name
+        if not target.exists():
+            compiler = shutil.which("cc") or skip(Reason.COMPILER)
+            options = ["-nostdlib"] if name == "nothing" else []
+            subprocess.run(
+                [compiler, "-O2", "-static", *options, "-o", target, PROGRAMS / f"{name}.c"], check=True
+            )
+        return str(target)
+
+    return build
+
+
+def until(condition: Callable[[], object], what: str, seconds: float = 30.0) -> None:
+    """Wait for a condition; fail if it doesn't come."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        time.sleep(0.002)
