@@ -1,5 +1,7 @@
 """Every program that starts on a Linux machine, seen in the kernel, as typed Python events."""
 
+from execwatch.check import Check as Check
+from execwatch.check import check as check
 from execwatch.errors import AttachError as AttachError
 from execwatch.errors import BccNotFoundError as BccNotFoundError
 from execwatch.errors import CompileError as CompileError

@@ -72,6 +72,8 @@ def map_create(
     attributes = struct.pack("<IIIIIII16s", type, key_size, value_size, max_entries, flags, 0, 0, _name(name))
     try:
         return _with_memlock(lambda: _bpf(_MAP_CREATE, attributes))
+    except PrivilegeError:
+        raise
     except OSError as exc:
         if exc.errno == errno.EPERM:
             raise privileges.explain() from exc
@@ -121,6 +123,8 @@ def program_load(type: int, instructions: bytes, license: str, name: str) -> int
     """
     try:
         return _with_memlock(lambda: _load(type, instructions, license, name))
+    except PrivilegeError:
+        raise
     except OSError as exc:
         if exc.errno == errno.EPERM:  # the verifier's own answer is EACCES
             raise privileges.explain() from exc
