@@ -16,7 +16,7 @@ import resource
 import struct
 from typing import Callable, Iterator, Optional, TypeVar
 
-from execwatch.errors import AttachError, LoadError, NotSupportedError
+from execwatch.errors import AttachError, LoadError, NotSupportedError, PrivilegeError
 from execwatch.kernel import privileges
 
 _T = TypeVar("_T")
