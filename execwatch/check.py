@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from typing import Callable, Optional, Tuple
+from typing import Callable, List, Optional, Tuple
 
 import attrs
 from typing_extensions import Literal, TypeAlias, final
@@ -96,7 +96,8 @@ def check() -> Check:
     """
     if not sys.platform.startswith("linux"):
         return _check_elsewhere()
-    features, problems = [], []
+    features: List[Feature] = []
+    problems: List[Problem] = []
     for name, probe in _PROBES.items():
         feature, found = _run(name, probe)
         features.append(feature)
@@ -250,7 +251,9 @@ def _skipped_runs(name: str) -> _Finding:
 
     if probes.raw_tracepoint("sched_process_exec"):
         return _present(name, "the kernel counts the runs that it leaves out (recursion_misses)"), ()
-    return _absent(name, "a run that the kernel leaves out is not counted as lost (told since Linux 5.12)"), ()
+    return _absent(
+        name, "a run that the kernel leaves out is not counted as lost (told since Linux 5.12)"
+    ), ()
 
 
 def _image(name: str) -> _Finding:

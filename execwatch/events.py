@@ -271,16 +271,17 @@ def event_from_dict(data: Mapping[str, Any]) -> AnyEvent:
     Raises:
         ValueError: Unknown ``kind``, a field is missing, or ``raw`` isn't base64.
     """
-    cls = KINDS.get(data.get("kind", ""))
+    kind = data.get("kind")
+    cls = KINDS.get(kind) if isinstance(kind, str) else None
     if cls is None:
-        raise ValueError(f"unknown kind of event {data.get('kind')!r}: expected one of {', '.join(KINDS)}")
+        raise ValueError(f"unknown kind of event {kind!r}: expected one of {', '.join(KINDS)}")
     raw = data.get("raw") or {}
     try:
         fields = {
             name: _from_json(name, data[name], raw.get(name)) for name in _field_names(cls) if name in data
         }
         return cls(**fields)
-    except (TypeError, AttributeError) as exc:
+    except (KeyError, TypeError, AttributeError) as exc:
         raise ValueError(f"not an event of kind {cls.kind!r}: {exc}") from exc
 
 
@@ -315,6 +316,8 @@ def _to_unicode(text: str) -> Tuple[str, Optional[str]]:
 def _from_json(name: str, value: Any, raw: Any) -> Any:
     if isinstance(value, list):
         raws = raw if raw is not None else [None] * len(value)
+        if len(raws) != len(value):
+            raise ValueError(f"raw: {len(raws)} elements beside the {len(value)} of {name}")
         return tuple(_from_json(name, item, r) for item, r in zip(value, raws))
     if isinstance(value, dict):
         cls = _VALUES[name]

@@ -28,7 +28,15 @@ def _is_number(value: Any, least: int, most: int) -> bool:
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and "\0" not in value and value != ""
+    return isinstance(value, str) and "\0" not in value and bool(_encoded(value))
+
+
+def _encoded(text: str) -> bytes:
+    """As the kernel has it, whatever the locale; b"" where no bytes are decoded to such a text."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return b""
 
 
 def _is_pid(value: Any) -> bool:
@@ -36,23 +44,24 @@ def _is_pid(value: Any) -> bool:
 
 
 def _is_comm(value: Any) -> bool:
-    return _is_text(value) and len(os.fsencode(value)) <= COMM_LENGTH
+    return _is_text(value) and len(_encoded(value)) <= COMM_LENGTH
 
 
-#: For each field: what its members are, for people and as a check.
-_RULES: Dict[str, Tuple[str, Callable[[Any], bool]]] = {
-    "uids": ("user ids or user names", lambda v: _is_number(v, 0, _MAX_U32 - 1) or _is_text(v)),
-    "pids": ("process ids (1 and up)", _is_pid),
-    "ppids": ("process ids (1 and up)", _is_pid),
-    "descendants_of": ("process ids (1 and up)", _is_pid),
-    "comms": (f"names of 1 to {COMM_LENGTH} bytes, as in /proc/PID/comm", _is_comm),
-    "paths": ("globs", _is_text),
-    "args": ("globs", _is_text),
+#: For each field: what its members are, for people, by their types and as a check.
+_RULES: Dict[str, Tuple[str, Tuple[type, ...], Callable[[Any], bool]]] = {
+    "uids": ("user ids or user names", (int, str), lambda v: _is_number(v, 0, _MAX_U32 - 1) or _is_text(v)),
+    "pids": ("process ids (1 and up)", (int,), _is_pid),
+    "ppids": ("process ids (1 and up)", (int,), _is_pid),
+    "descendants_of": ("process ids (1 and up)", (int,), _is_pid),
+    "comms": (f"names of 1 to {COMM_LENGTH} bytes, as in /proc/PID/comm", (str,), _is_comm),
+    "paths": ("globs", (str,), _is_text),
+    "args": ("globs", (str,), _is_text),
     "cgroups": (
         "cgroup ids or absolute paths of cgroup directories",
+        (int, str),
         lambda v: _is_number(v, 1, _MAX_U64) or (_is_text(v) and v.startswith("/")),
     ),
-    "mount_ns": ("inode numbers of mount namespaces", lambda v: _is_number(v, 1, _MAX_U32)),
+    "mount_ns": ("inode numbers of mount namespaces", (int,), lambda v: _is_number(v, 1, _MAX_U32)),
 }
 
 
@@ -60,20 +69,19 @@ def _members(name: str, value: Any) -> Optional[FrozenSet[Any]]:
     """Return the members of one field, checked."""
     if value is None:
         return None
-    wanted, check = _RULES[name]
-    if isinstance(value, int) and check(value):
-        return frozenset((value,))
+    wanted, types, check = _RULES[name]
+    if isinstance(value, int) and int in types:
+        value = (value,)
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
         raise TypeError(f"{name}: expected a collection of {wanted}, got {value!r}")
-    members = frozenset(value)
+    members = tuple(value)
     if not members:
         raise ValueError(f"{name}: an empty collection would match nothing; None is no constraint")
     for member in members:
         if not check(member):
-            raise (ValueError if isinstance(member, (int, str)) else TypeError)(
-                f"{name}: expected {wanted}, got {member!r}"
-            )
-    return members
+            right_type = isinstance(member, types) and not isinstance(member, bool)
+            raise (ValueError if right_type else TypeError)(f"{name}: expected {wanted}, got {member!r}")
+    return frozenset(members)
 
 
 def _check_exclude(value: Any) -> None:
@@ -323,7 +331,7 @@ def _cgroup_id(cgroup: Union[int, str]) -> int:
     if isinstance(cgroup, int):
         return cgroup
     try:
-        return os.stat(cgroup).st_ino
+        return os.stat(os.path.join(cgroup, "")).st_ino  # with a slash: a directory or ENOTDIR
     except OSError as exc:
         raise ValueError(
             f"cgroups: {cgroup!r}: {exc.strerror}; expected the path of a cgroup directory"

@@ -33,7 +33,7 @@ def escape(text: str, also: str = "") -> str:
 
     For a column of a table, where quotes would be in the way.
     """
-    if text.isprintable() and "\\" not in text and not (also and also in text):
+    if text.isprintable() and "\\" not in text and not (also and any(c in text for c in also)):
         return text
     return "".join(_escape_character(c, also) for c in text)
 

@@ -112,14 +112,14 @@ NEVER = 1 << 31
 INCLUDE, EXCLUDE = 1, 2
 
 CONFIG: Layout = (
-    ("u64", "pid_ns"),  # inode of the tracer's pid namespace; 0: it is the initial one
+    ("u64", "pid_ns"),  # inode of the tracer's pid namespace, for the nested programs
     ("u64", "tick_ns"),  # of /proc/PID/stat's start times
     ("u32", "argv_size"),
     ("u32", "cgroup_index"),  # of the v1 hierarchy in css_set.subsys; ABSENT: cgroup v2
     ("u32", "include"),  # FILTER_BITS that have to hit
     ("u32", "exclude"),  # FILTER_BITS that, all hit, exclude
     ("u32", "exclude_final"),  # 1: the kernel's part of the exclusion is all of it
-    ("u32", "arming"),  # 1: log every fork in ``forks``
+    ("u32", "arming"),  # parts: log in ``forks`` each fork by a process that is not known to be in all of them
     *(("u32", f"offset_{name}") for name in OFFSETS),
 )
 

@@ -59,10 +59,12 @@ INLINE u32 number(const void *base, u32 offset)
 }
 
 /* The process id of a task's process in the tracer's pid namespace; 0 where it
- * has none there. `leader` is the leader of its thread group. */
-INLINE u32 visible_pid(const struct config *cfg, void *leader)
+ * has none there. `leader` is the leader of its thread group. With `nested` the
+ * tracer is in a pid namespace of its own. That costs the verifier most of its
+ * time, so such programs stand beside those without. */
+INLINE u32 visible_pid(const struct config *cfg, void *leader, bool nested)
 {
-    if (!cfg->pid_ns)
+    if (!nested)
         return number(leader, cfg->offset_task_tgid);
 
     void *pid = follow(leader, cfg->offset_task_thread_pid);
@@ -101,12 +103,12 @@ INLINE u64 cgroup_id(const struct config *cfg, void *task)
 
 /* ---- Who: the fixed part of a record --------------------------------------- */
 
-INLINE void read_parent(const struct config *cfg, struct exec_record *r, void *task)
+INLINE void read_parent(const struct config *cfg, struct exec_record *r, void *task, bool nested)
 {
     void *parent = follow(task, cfg->offset_task_real_parent);
     void *leader = follow(parent, cfg->offset_task_group_leader);
 
-    r->ppid = visible_pid(cfg, leader);
+    r->ppid = visible_pid(cfg, leader, nested);
     if (r->ppid)
         r->valid |= VALID_PPID;
     if (read_member(&r->parent_start_boottime_ns, sizeof(u64), leader, cfg->offset_task_start_boottime))
@@ -127,14 +129,15 @@ INLINE void read_namespaces(const struct config *cfg, struct exec_record *r, voi
 
 /* At this point `task` leads its thread group, whichever thread called exec, and
  * `old_pid` is that thread's id before (exec_binprm in fs/exec.c). */
-INLINE void read_identity(const struct config *cfg, struct exec_record *r, void *task, u32 old_pid)
+INLINE void read_identity(const struct config *cfg, struct exec_record *r, void *task, u32 old_pid,
+                          bool nested)
 {
     u64 ids = bpf_get_current_uid_gid();
 
     r->host_pid = bpf_get_current_pid_tgid() >> 32;
-    r->pid = visible_pid(cfg, task);
+    r->pid = visible_pid(cfg, task, nested);
     /* The kernel has already freed the caller's own id in other namespaces. */
-    r->tid = cfg->pid_ns ? r->pid : old_pid;
+    r->tid = nested ? r->pid : old_pid;
     r->uid = ids;
     r->gid = ids >> 32;
     r->cpu = bpf_get_smp_processor_id();
@@ -144,7 +147,7 @@ INLINE void read_identity(const struct config *cfg, struct exec_record *r, void 
     r->cgroup_id = cgroup_id(cfg, task);
     if (r->cgroup_id)
         r->valid |= VALID_CGROUP;
-    read_parent(cfg, r, task);
+    read_parent(cfg, r, task, nested);
     read_namespaces(cfg, r, task);
 }
 
@@ -309,7 +312,7 @@ INLINE u64 read_strings(const struct config *cfg, struct scratch *s, void *task,
 /* ---- Programs ---------------------------------------------------------------- */
 
 /* args: struct task_struct *p, pid_t old_pid, struct linux_binprm *bprm */
-RAW_TRACEPOINT_PROBE(sched_process_exec)
+INLINE int on_exec(struct bpf_raw_tracepoint_args *ctx, bool nested)
 {
     void *task = (void *)ctx->args[0];
     u32 old_pid = ctx->args[1];
@@ -326,7 +329,7 @@ RAW_TRACEPOINT_PROBE(sched_process_exec)
     struct exec_record *r = &s->record;
     __builtin_memset(r, 0, sizeof(*r));
     r->kind = KIND_EXEC;
-    read_identity(cfg, r, task, old_pid);
+    read_identity(cfg, r, task, old_pid, nested);
     if (!r->pid || !passes(cfg, r)) {
         count->filtered++;
         return 0;
@@ -351,9 +354,8 @@ RAW_TRACEPOINT_PROBE(sched_process_exec)
     return 0;
 }
 
-/* Only loaded where a filter names a tree of processes.
- * args: struct task_struct *parent, struct task_struct *child */
-RAW_TRACEPOINT_PROBE(sched_process_fork)
+/* args: struct task_struct *parent, struct task_struct *child */
+INLINE int on_fork(struct bpf_raw_tracepoint_args *ctx, bool nested)
 {
     void *child = (void *)ctx->args[1];
     int zero = 0;
@@ -368,34 +370,35 @@ RAW_TRACEPOINT_PROBE(sched_process_fork)
 
     void *task = (void *)bpf_get_current_task();
     void *leader = follow(task, cfg->offset_task_group_leader);
-    u32 parent_pid = visible_pid(cfg, leader);
-    u32 child_pid = visible_pid(cfg, child);
+    u32 parent_pid = visible_pid(cfg, leader, nested);
+    u32 child_pid = visible_pid(cfg, child, nested);
     u64 parent_start = 0, child_start = 0;
 
     read_member(&parent_start, sizeof(u64), leader, cfg->offset_task_start_boottime);
     read_member(&child_start, sizeof(u64), child, cfg->offset_task_start_boottime);
 
-    /* First the log, then the look-up: the loader inserts, then reads the log. So
-     * a child whose parent comes into the tree just now is found by one of them. */
-    if (cfg->arming) {
-        struct fork_value fork = {};
-        fork.start_ticks = start_ticks(cfg, child_start);
-        fork.parent = parent_pid;
-        if (forks.update(&child_pid, &fork))
-            count->tree_full++;
-    }
-
     struct tree_value member = {};
     member.start_ticks = start_ticks(cfg, child_start);
     member.parts = parts_of_tree(cfg, parent_pid, parent_start);
+
+    /* While the loader brings in what runs already: log what is not (or not wholly)
+     * known to belong, then look again. The loader inserts, then reads the log; so
+     * a child whose parent comes into the tree just now is found by one of the two. */
+    if (cfg->arming & ~member.parts) {
+        struct fork_value fork = {};
+        fork.start_ticks = member.start_ticks;
+        fork.parent = parent_pid;
+        if (forks.update(&child_pid, &fork))
+            count->tree_full++;
+        member.parts = parts_of_tree(cfg, parent_pid, parent_start);
+    }
     if (member.parts && tree.update(&child_pid, &member))
         count->tree_full++;
     return 0;
 }
 
-/* Only loaded where a filter names a tree of processes.
- * args: struct task_struct *p (and more since Linux 6.16, not read here) */
-RAW_TRACEPOINT_PROBE(sched_process_exit)
+/* args: struct task_struct *p (and more since Linux 6.16, not read here) */
+INLINE int on_exit(struct bpf_raw_tracepoint_args *ctx, bool nested)
 {
     void *task = (void *)ctx->args[0];
     int zero = 0;
@@ -408,8 +411,41 @@ RAW_TRACEPOINT_PROBE(sched_process_exit)
     if (number(signal, cfg->offset_signal_live))
         return 0;
 
-    u32 pid = visible_pid(cfg, follow(task, cfg->offset_task_group_leader));
+    u32 pid = visible_pid(cfg, follow(task, cfg->offset_task_group_leader), nested);
     if (pid)
         tree.delete(&pid);
     return 0;
+}
+
+/* Two of each, see visible_pid; fork and exit are only loaded where a filter names
+ * a tree of processes. */
+
+RAW_TRACEPOINT_PROBE(sched_process_exec)
+{
+    return on_exec(ctx, false);
+}
+
+RAW_TRACEPOINT_PROBE(sched_process_exec__nested)
+{
+    return on_exec(ctx, true);
+}
+
+RAW_TRACEPOINT_PROBE(sched_process_fork)
+{
+    return on_fork(ctx, false);
+}
+
+RAW_TRACEPOINT_PROBE(sched_process_fork__nested)
+{
+    return on_fork(ctx, true);
+}
+
+RAW_TRACEPOINT_PROBE(sched_process_exit)
+{
+    return on_exit(ctx, false);
+}
+
+RAW_TRACEPOINT_PROBE(sched_process_exit__nested)
+{
+    return on_exit(ctx, true);
 }

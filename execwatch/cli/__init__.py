@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import sys
 from typing import List, Optional, Sequence
 
@@ -44,7 +43,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        _discard_output()
+        from execwatch.cli import output
+
+        output.discard()
         return OK  # whoever reads the output has seen enough, as with `| head`
     except (ExecwatchError, OSError) as exc:
         return fail(str(exc), _status(exc))
@@ -118,13 +119,3 @@ def _where(error: Exception) -> str:
         frame = frame.tb_next
     place = f"{frame.tb_frame.f_code.co_filename}:{frame.tb_lineno}" if frame else "?"
     return f"{error!r} at {place}"
-
-
-def _discard_output() -> None:
-    """Have nothing left to write: the interpreter flushes at its end, and would complain."""
-    try:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
-    except (OSError, ValueError):  # no real file: a test's
-        pass

@@ -7,10 +7,12 @@ import re
 import signal
 import sys
 import time
-from typing import Any, Callable, Iterable, Iterator, List, Optional
+from typing import Any, Callable, Iterator, List, Optional
 
-from execwatch import cli, render
-from execwatch.events import AnyEvent, Event, ExecEvent, LostEvents, Stats
+from execwatch import cli
+from execwatch.cli import rows
+from execwatch.cli.output import Output
+from execwatch.events import Event, ExecEvent, LostEvents
 from execwatch.filters import Filter
 from execwatch.tracer import ExecTracer
 
@@ -24,7 +26,7 @@ examples:
   sudo execwatch --duration 10 --json  ten seconds, one JSON object a line
 """
 
-#: How long an idle tracer doesn't notice that nobody reads its output any more.
+#: Seconds until an idle tracer notices that nobody reads its output any more.
 _LOOK_AROUND = 1.0
 
 
@@ -32,66 +34,210 @@ def configure(parser: argparse.ArgumentParser) -> None:
     show = parser.add_argument_group("what to show")
     show.add_argument("-T", "--time", action="store_true", help="a column with the time of day (HH:MM:SS)")
     show.add_argument(
-        "-t", "--timestamp", action="store_true", help="a column with seconds since the start (the default)"
+        "-t", "--timestamp", action="store_true", help="a column with seconds since the start; so without -T"
     )
     show.add_argument("--json", action="store_true", help="one JSON object a line, with all that is known")
     choose = parser.add_argument_group("which programs")
-    choose.add_argument("-u", "--uid", metavar="USER", type=_user, help="only this user's (id or name)")
-    choose.add_argument("-P", "--ppid", metavar="PPID", type=_pid, help="only children of this process")
+    choose.add_argument("-u", "--uid", metavar="USER", type=_user, help="this user's (id or name)")
+    choose.add_argument("-P", "--ppid", metavar="PPID", type=_whole, help="children of this process")
+    choose.add_argument("-n", "--name", metavar="REGEX", type=_regex, help="whose name (PCOMM) matches")
     choose.add_argument(
-        "-n", "--name", metavar="REGEX", type=_regex, help="only where the program's name (PCOMM) matches"
+        "-l", "--line", metavar="REGEX", type=_regex, help="whose arguments match, joined by spaces"
     )
-    choose.add_argument(
-        "-l", "--line", metavar="REGEX", type=_regex, help="only where the arguments match, joined by spaces"
-    )
-    end = parser.add_argument_group("when to end")
-    end.add_argument("--duration", metavar="SECONDS", type=_seconds, help="after this time")
-    end.add_argument("--count", metavar="N", type=_count, help="after N programs")
+    end = parser.add_argument_group("when to end (else at Ctrl-C)")
+    end.add_argument("--duration", metavar="SECONDS", type=_seconds, help="after so long")
+    end.add_argument("--count", metavar="N", type=_whole, help="after so many programs")
 
 
 def run(args: argparse.Namespace) -> int:
-    # In the header's place of zero: the tracer's first event comes later.
     start_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     tracer = ExecTracer(_filter(args), lost=True)
     try:
         tracer.start()
-    except ValueError as exc:  # an argument names something that isn't there
+    except ValueError as exc:  # an option names something that is not there
         return cli.fail(str(exc), cli.USAGE)
     try:
-        return _trace(tracer, args, start_ns)
+        with _Interrupt(tracer) as interrupt:
+            _trace(tracer, args, _printer(args, start_ns), interrupt)
+        _sum_up(tracer)
+        return cli.INTERRUPTED if interrupt.happened else cli.OK
     finally:
         tracer.close()
 
 
-def _trace(tracer: ExecTracer[Event], args: argparse.Namespace, start_ns: int) -> int:
-    interrupted = _stop_on_interrupt(tracer)
-    output = _Output(sys.stdout)
-    show = _json_lines if args.json else _Table(args, start_ns).lines
+def _trace(
+    tracer: ExecTracer[Event],
+    args: argparse.Namespace,
+    show: Callable[[List[Event]], None],
+    interrupt: _Interrupt,
+) -> None:
     wanted = _selection(args)
-    left: int = args.count if args.count is not None else sys.maxsize
-    if not args.json:
-        output.write(_header(args))
-    for batch in _batches(tracer, output, args.duration):
-        chosen = [event for event in batch if wanted(event)] if wanted else batch
-        if len(chosen) >= left:
-            chosen = _first(chosen, left)
-        left -= sum(event.kind == "exec" for event in chosen) if args.count is not None else 0
-        output.write(show(chosen))
-        if left <= 0:
-            break
-    _tell_lost(tracer.stats())
-    return cli.INTERRUPTED if interrupted else cli.OK
+    left: Optional[int] = args.count
+    for events in _batches(tracer, args.duration, interrupt):
+        if wanted is not None:
+            events = [event for event in events if wanted(event)]
+        if left is not None:
+            events = list(_take(events, left))
+            left -= sum(event.kind == ExecEvent.kind for event in events)
+        show(events)
+        if left == 0:
+            return
 
 
-# -- When to end -------------------------------------------------------------------------
+# -- Choosing ------------------------------------------------------------------------------
+
+
+def _filter(args: argparse.Namespace) -> Optional[Filter]:
+    """What the kernel decides."""
+    if args.uid is None and args.ppid is None:
+        return None
+    return Filter(uids=args.uid, ppids=args.ppid)
+
+
+def _selection(args: argparse.Namespace) -> Optional[Callable[[Event], bool]]:
+    """What is decided here; None: everything passes."""
+    name, line = args.name, args.line
+    if name is None and line is None:
+        return None
+
+    def wanted(event: Event) -> bool:
+        if not isinstance(event, ExecEvent):
+            return True
+        return not (name and not name.search(event.comm)) and not (
+            line and not line.search(" ".join(event.argv))
+        )
+
+    return wanted
+
+
+def _take(events: List[Event], count: int) -> Iterator[Event]:
+    """The events up to the last exec that is asked for."""
+    for event in events:
+        if count == 0:
+            return
+        count -= event.kind == ExecEvent.kind
+        yield event
+
+
+# -- Showing -------------------------------------------------------------------------------
+
+
+def _printer(args: argparse.Namespace, start_ns: int) -> Callable[[List[Event]], None]:
+    """Return what prints a batch; the header is out then."""
+    output = Output()
+    if args.json:
+        return lambda events: output.write("".join(map(rows.json_line, events)))
+
+    seconds = args.timestamp or not args.time
+    output.write(rows.header(time_of_day=args.time, seconds=seconds))
+    row = rows.table_row(start_ns, time_of_day=args.time, seconds=seconds)
+
+    def show(events: List[Any]) -> None:
+        lines: List[str] = []
+        for event in events:
+            if event.kind == LostEvents.kind:
+                output.write("".join(lines))
+                lines.clear()
+                print(f"execwatch: {event.count} events lost here", file=sys.stderr)
+            else:
+                lines.append(row(event))
+        output.write("".join(lines))
+
+    return show
+
+
+def _sum_up(tracer: ExecTracer[Event]) -> None:
+    lost = tracer.stats().lost
+    if lost:
+        print(
+            f"execwatch: {lost} events lost in all: they came faster than they were read; -u and -P leave "
+            "out what is not wanted before it costs anything",
+            file=sys.stderr,
+        )
+
+
+# -- Ending --------------------------------------------------------------------------------
 
 
 def _batches(
-    tracer: ExecTracer[Event], output: _Output, duration: Optional[float]
-) -> Iterator[List[AnyEvent]]:
-    """Every batch until the tracer is stopped or time is up, and what is buffered then."""
-    deadline = None if duration is None else time.monotonic() + duration
-    while True:
-        timeout = _LOOK_AROUND
-        if deadline is not None:
-            timeout = min(timeout, max(0.0, deadline - time.monotonic()))
+    tracer: ExecTracer[Event], duration: Optional[float], interrupt: _Interrupt
+) -> Iterator[List[Event]]:
+    """Every batch until the time is up or Ctrl-C, and then what is still buffered.
+
+    An empty one says that for a while nothing came.
+    """
+    deadline = sys.float_info.max if duration is None else time.monotonic() + duration
+    while not interrupt.happened:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            break
+        yield tracer.read(min(left, _LOOK_AROUND))
+    tracer.stop()
+    yield from iter(tracer.read, [])
+
+
+class _Interrupt:
+    """The first Ctrl-C stops the tracer, which hands over what is buffered; a second one ends all at once.
+
+    Attributes:
+        happened: Whether there was one.
+    """
+
+    def __init__(self, tracer: ExecTracer[Event]) -> None:
+        self._tracer = tracer
+        self._before: Any = None
+        self.happened = False
+
+    def __enter__(self) -> _Interrupt:
+        # Where a shell starts a program in the background it has the signal ignored.
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._before = signal.signal(signal.SIGINT, self._stop)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _stop(self, number: int, frame: object) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        self.happened = True
+        self._tracer.stop()
+
+
+# -- Arguments -----------------------------------------------------------------------------
+
+
+def _user(text: str) -> int:
+    if text.isdecimal() and int(text) < 2**32 - 1:
+        return int(text)
+    import pwd
+
+    try:
+        return pwd.getpwnam(text).pw_uid
+    except KeyError:
+        raise argparse.ArgumentTypeError(
+            f"there is no user {text!r}; expected an id or a name of `getent passwd`"
+        ) from None
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 2**32:
+        raise argparse.ArgumentTypeError(f"expected a whole number, 1 or more, got {text!r}")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected seconds, 0 or more, got {text!r}")
+    return seconds
+
+
+def _regex(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as exc:
+        raise argparse.ArgumentTypeError(f"not a regular expression: {text!r}: {exc}") from None

@@ -88,8 +88,9 @@ def relocate(program: Program, maps: Mapping[str, int]) -> bytes:
     code = bytearray(program.instructions)
     for index, name in program.relocations:
         at = index * _INSTRUCTION.size
-        opcode, registers, offset, _ = _INSTRUCTION.unpack_from(code, at)
-        if opcode != _LD_IMM64 or registers >> 4 != _PSEUDO_MAP_FD:
+        inside = 0 <= at < len(code)
+        opcode, registers, offset, _ = _INSTRUCTION.unpack_from(code, at if inside else 0)
+        if not inside or opcode != _LD_IMM64 or registers >> 4 != _PSEUDO_MAP_FD:
             raise ValueError(f"program {program.name!r}: instruction {index} loads no map")
         _INSTRUCTION.pack_into(code, at, opcode, registers, offset, maps[name])
     return bytes(code)

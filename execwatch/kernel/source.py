@@ -19,7 +19,7 @@ from execwatch.kernel.image import ProgramImage
 from execwatch.kernel.ring import PAGE, Ring
 from execwatch.source import Batch, Counts
 
-_EXEC, _FORK, _EXIT = (f"raw_tracepoint__sched_process_{what}" for what in ("exec", "fork", "exit"))
+_PROGRAMS = tuple(f"raw_tracepoint__sched_process_{what}" for what in ("exec", "fork", "exit"))
 
 #: Bytes of the ring that one read takes at most, but for a barrier.
 _BATCH = 1 << 20
@@ -87,29 +87,32 @@ class KernelSource:
         self._ring: Optional[Ring] = None
 
         kernel_filter = filtering.compile_filter(filter)
-        names = [_EXEC, *((_FORK, _EXIT) if kernel_filter.roots else ())]
-        self._names = names
-        self._image = loader.LoadedImage(image, names, _sizes(kernel_filter, ring_size))
+        namespace = _pid_namespace()
+        self._exec, *tree = (name + ("__nested" if namespace else "") for name in _PROGRAMS)
+        self._tree = tree if kernel_filter.roots else []
+        self._image = loader.LoadedImage(image, [self._exec, *self._tree], _sizes(kernel_filter, ring_size))
         try:
             self._ring = Ring(self._image.maps["events"], ring_size)
-            self._attach(kernel_filter, argv_size)
+            self._attach(kernel_filter, {"pid_ns": namespace, "argv_size": argv_size})
         except BaseException:
             self.close()
             raise
 
-    def _attach(self, kernel_filter: filtering.KernelFilter, argv_size: int) -> None:
+    def _attach(self, kernel_filter: filtering.KernelFilter, options: Dict[str, int]) -> None:
         maps = self._image.maps
-        config = {**_environment(self._clock), **kernel_filter.config, "argv_size": argv_size}
-        config["arming"] = int(bool(kernel_filter.roots))
-        self._configure(config)
+        config = {**_environment(self._clock), **kernel_filter.config, **options}
+        arming = 0
+        for parts in kernel_filter.roots.values():
+            arming |= parts
+        self._configure({**config, "arming": arming})
         for key, value in kernel_filter.entries:
             bpf.map_update(maps["filters"], key, value)
         if kernel_filter.roots:
             known = subtree.scan()
-            self._links += [self._image.attach(_FORK), self._image.attach(_EXIT)]
+            self._links += [self._image.attach(name) for name in self._tree]
             self._subtree_full = subtree.fill(maps["tree"], maps["forks"], kernel_filter.roots, known)
-            self._configure({**config, "arming": 0})
-        self._links.append(self._image.attach(_EXEC))
+            self._configure(config)
+        self._links.append(self._image.attach(self._exec))
 
     def _configure(self, config: Dict[str, int]) -> None:
         bpf.map_update(self._image.maps["config"], struct.pack("<I", 0), wire.pack(wire.CONFIG, config))
@@ -202,7 +205,7 @@ class KernelSource:
             if count > 0:
                 events.append(_lost(now + self._clock.offset_ns, now, cpu, count, "buffer_full"))
                 told[cpu] = values["lost"]
-        skipped = self._image.skipped(_EXEC)
+        skipped = self._image.skipped(self._exec)
         if skipped > position.skipped:
             count = skipped - position.skipped
             events.append(_lost(now + self._clock.offset_ns, now, None, count, "skipped"))
@@ -224,7 +227,7 @@ class KernelSource:
         for values in self._values():
             for name, value in values.items():
                 totals[name] += value
-        skipped = self._image.skipped(_EXEC)
+        skipped = self._image.skipped(self._exec)
         return Counts(
             seen=totals["seen"] + skipped,
             filtered=totals["filtered"],
@@ -297,13 +300,17 @@ def _pid_limit() -> int:
 def _environment(clock: wire.Clock) -> Dict[str, int]:
     """The config's members that the machine decides."""
     found = offsets.load()
-    namespace = os.stat("/proc/self/ns/pid").st_ino
     return {
         **{f"offset_{name}": found[name] for name in wire.OFFSETS},
-        "pid_ns": 0 if namespace == _INITIAL_PID_NS else namespace,
         "tick_ns": clock.tick_ns,
         "cgroup_index": _cgroup_index(found),
     }
+
+
+def _pid_namespace() -> int:
+    """Return the inode of this process's pid namespace; 0 where that is the initial one."""
+    inode = os.stat("/proc/self/ns/pid").st_ino
+    return 0 if inode == _INITIAL_PID_NS else inode
 
 
 def _cgroup_index(found: Dict[str, int]) -> int:

@@ -18,7 +18,10 @@ from typing import Dict, Mapping, Optional, Set, Tuple
 from execwatch import wire
 from execwatch.kernel import bpf
 
-#: A process: its pid and its start time in clock ticks.
+#: Rounds of reading the log; two or three are usual.
+_ROUNDS = 1000
+
+#: Of each process: its parent's pid, and its own start time in clock ticks.
 _Parents = Dict[int, Tuple[int, int]]
 
 
@@ -47,7 +50,7 @@ def stat(pid: int) -> Optional[Tuple[int, int]]:
 def fill(tree: int, forks: int, roots: Mapping[int, int], known: _Parents) -> int:
     """Bring the roots and what descends from them into the map ``tree``.
 
-    Call it while ``config.arming`` is 1.
+    Call it while ``config.arming`` holds the parts of the roots.
 
     Args:
         tree, forks: The maps.
@@ -59,25 +62,32 @@ def fill(tree: int, forks: int, roots: Mapping[int, int], known: _Parents) -> in
         How many did not fit.
     """
     parents = {**known, **scan()}
-    entered: Dict[Tuple[int, int], int] = {}
+    done: Dict[Tuple[int, int], int] = {}
     full = 0
-    while True:
-        for child, entry in _log(forks).items():
-            parents[child] = entry
-        fresh = {
-            (pid, start): parts
-            for (pid, start), parts in _closure(roots, parents).items()
-            if parts & ~entered.get((pid, start), 0)
-        }
-        if not fresh:
+    for _ in range(_ROUNDS):
+        parents.update(_log(forks))
+        alive = 0
+        for process, parts in _closure(roots, parents).items():
+            if parts & ~done.get(process, 0):
+                done[process] = parts
+                # Those that have ended stay in `parents`, for the sake of their children.
+                if (stat(process[0]) or (0, -1))[1] == process[1]:
+                    alive += 1
+                    full += not _insert(tree, process, parts)
+        if not alive:
             return full
-        for (pid, start), parts in fresh.items():
-            value = wire.pack(wire.TREE_VALUE, {"start_ticks": start, "parts": parts})
-            try:
-                bpf.map_update(tree, struct.pack("<I", pid), value)
-            except OSError:  # E2BIG
-                full += 1
-            entered[pid, start] = parts
+    # A chain of processes that each fork one and end, faster than /proc can be read.
+    return full + 1
+
+
+def _insert(tree: int, process: Tuple[int, int], parts: int) -> bool:
+    pid, start = process
+    value = wire.pack(wire.TREE_VALUE, {"start_ticks": start, "parts": parts})
+    try:
+        bpf.map_update(tree, struct.pack("<I", pid), value)
+    except OSError:  # E2BIG
+        return False
+    return True
 
 
 def _log(forks: int) -> _Parents:

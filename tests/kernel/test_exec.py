@@ -236,6 +236,33 @@ def test_events_of_a_pid_namespace_carry_the_pids_of_the_tracer(programs: Progra
             process.communicate()
 
 
+def test_a_tracer_in_a_pid_namespace_speaks_its_own_pids(programs: Programs) -> None:
+    """It sees what runs in its namespace, by the pids there; the rest is counted as filtered."""
+    code = (
+        "import os, sys\n"
+        "from execwatch import ExecTracer, Filter\n"
+        "with ExecTracer() as tracer, ExecTracer(Filter(descendants_of=os.getpid())) as mine:\n"
+        "    print('R', flush=True); sys.stdin.readline()\n"
+        f"    child = os.posix_spawn({programs('nothing')!r}, ['nothing', 'inside'], {{}}); os.wait()\n"
+        "    (event,), stats = tracer.read(timeout=0), tracer.stats()\n"
+        "    assert [e.argv for e in mine.read(timeout=0)] == [event.argv]\n"
+        "    assert stats.seen == stats.filtered + 1 > 1, stats\n"
+        "    print(event.pid == event.tid == child, event.ppid == os.getpid() < 100, event.host_pid)\n"
+    )
+    command = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", code]
+    pipe = subprocess.PIPE
+    with ExecTracer(Filter(descendants_of=os.getpid())) as outside:
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            execute([programs("nothing").encode(), b"outside"])
+            output, _ = process.communicate("go\n")
+        assert process.returncode == 0
+        event = outside.read(timeout=0)[-1]
+    assert event.argv[1] == "inside"
+    assert output.split() == ["True", "True", str(event.pid)]
+
+
 def test_it_is_typed(programs: Programs) -> None:
     with ExecTracer(mine()) as tracer:
         execute([programs("nothing").encode()])

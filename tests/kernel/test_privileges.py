@@ -18,6 +18,7 @@ import execwatch
 from execwatch import AttachError, ExecTracer, LoadError, NotSupportedError
 from execwatch.build import images
 from execwatch.kernel import bpf, btf, loader, offsets
+from execwatch.kernel.image import Program
 
 from .conftest import COUNT, Reason, skip
 
@@ -145,11 +146,10 @@ def test_a_map_that_the_kernel_refuses_is_named() -> None:
         bpf.map_create(9999, 4, 4, 1, 0, "odd")
 
 
-@pytest.mark.parametrize("index", range(3))
-def test_no_program_needs_many_steps_of_the_verifier(index: int) -> None:
+@pytest.mark.parametrize("program", images.load("exec").programs, ids=lambda program: program.name)
+def test_no_program_needs_many_steps_of_the_verifier(program: Program) -> None:
     """The limit is a million; much below it an older or stricter verifier is done too."""
     image = images.load("exec")
-    program = image.programs[index]
     loaded = loader.LoadedImage(image, [program.name], {})
     try:
         steps = bpf.verifier_steps(17, loader.relocate(program, loaded.maps), image.license)

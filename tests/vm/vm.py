@@ -53,7 +53,7 @@ class Options:
     command: Sequence[str]
     timeout: float = 1800
     python: str = sys.executable
-    memory: str = "2G"
+    memory: str = "1G"
     cpus: int = 2
     append: Sequence[str] = ()
     """More words for the kernel's command line."""
@@ -89,7 +89,7 @@ def boot(kernel: kernels.Kernel, options: Options) -> results.Cell:
         _prepare(exchange, kernel, options)
         console = Path(name) / "console"
         with open(console, "wb") as output:
-            process.supervise(
+            ended = process.supervise(
                 _virtme_command(kernel, exchange, options),
                 timeout=options.timeout + BOOT_SECONDS,
                 output=output,
@@ -97,28 +97,29 @@ def boot(kernel: kernels.Kernel, options: Options) -> results.Cell:
                 finished=(exchange / "status").exists,
                 echo=options.echo,
             )
-        return _cell(kernel, exchange, console, time.monotonic() - started)
+        return _cell(kernel, exchange, _why(ended, Path(name)), time.monotonic() - started)
 
 
-def _cell(kernel: kernels.Kernel, exchange: Path, console: Path, seconds: float) -> results.Cell:
+def _cell(kernel: kernels.Kernel, exchange: Path, why: str, seconds: float) -> results.Cell:
     status: Optional[int] = None
-    error = ""
     if (exchange / "status").exists():
         status = int((exchange / "status").read_text())
-    else:
-        error = _why(exchange / "log", console)
+        why = ""
     facts = {"kernel": kernel.release, "bcc": bcc_version(), **results.read_facts(exchange / "facts")}
     tests = results.read_junit(exchange / "junit.xml")
-    return results.Cell(f"linux {kernel.series}", status, seconds, facts, tests, error)
+    return results.Cell(f"linux {kernel.series}", status, seconds, facts, tests, why)
 
 
-def _why(log: Path, console: Path) -> str:
-    """What guest.sh said, then the console from the first sign of a crash, or its end."""
+def _why(ended: Optional[int], folder: Path) -> str:
+    """What can be said if the command did not come back: guest.sh's words, and the console's of a crash."""
+    # 255 is virtme-ng's when qemu ended early. If no crash is below, was the host out of memory?
+    first = "still running: ended" if ended is None else f"virtme-run exited with {ended}"
+    log = folder / "exchange" / "log"
     said = log.read_text(errors="replace") if log.exists() else ""
-    lines = console.read_text(errors="replace").splitlines()
+    lines = (folder / "console").read_text(errors="replace").splitlines()
     signs = (number for number, line in enumerate(lines) if CRASH.search(line))
-    start = next(signs, max(0, len(lines) - 25))
-    return "\n".join([*said.splitlines()[-5:], *lines[start : start + 25]])
+    start = next(signs, max(0, len(lines) - 3))
+    return "\n".join([first, *said.splitlines()[-5:], *lines[start : start + 25]])
 
 
 @functools.cache
@@ -211,7 +212,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--kernel", action="append", choices=list(kernels.SUITES), help="default: each")
     made.add_argument("--timeout", type=float, default=1800, help="seconds for the command in each guest")
     made.add_argument("--python", default=sys.executable, help="the Python that runs the tests (a venv's)")
-    made.add_argument("--memory", default="2G")
+    made.add_argument("--memory", default="1G")
     made.add_argument("--cpus", type=int, default=2)
     made.add_argument("--append", action="append", default=[], metavar="WORD", help="for the kernel")
     made.add_argument("--env", action="append", default=[], metavar="NAME=VALUE")
@@ -261,7 +262,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             cell = boot(kernel, options)
             cells.append(cell)
             if cell.error:
-                print(f"the guest did not come back; its console's last lines:\n{cell.error}")
+                print(f"the guest did not come back: {cell.error}")
             if args.results:
                 results.write(args.results, cell, options.command)
     except (debian.SetupError, subprocess.SubprocessError) as error:

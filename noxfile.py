@@ -1,0 +1,107 @@
+"""The project's tasks: ``./dev SESSION``, which brings nox, or ``nox -s SESSION``."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "virtualenv"
+nox.options.reuse_venv = "yes"
+nox.options.sessions = ["tests", "lint", "typing"]
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+KERNEL_SKIPS = "EXECWATCH_REQUIRE_KERNEL"
+
+
+def group(name: str) -> tuple[str, ...]:
+    """The requirements of a dependency group; pip itself knows groups since 25.1 only."""
+    return nox.project.dependency_groups(PROJECT, name)
+
+
+@nox.session
+def trace(session: nox.Session) -> None:
+    """Show the live table while a small workload runs, as root."""
+    session.install(".")
+    command = [str(pathlib.Path(session.bin, "execwatch"))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as tracer:
+        assert tracer.stdout is not None
+        header = tracer.stdout.readline()  # attached
+        if not header:
+            session.error(f"{command[0]} ended with status {tracer.wait()}")
+        print(header, end="", flush=True)
+        # At its end it does what a user does: Ctrl-C.
+        script = f"examples/demo_workload.sh > {os.devnull} 2>&1; kill -INT {tracer.pid}"
+        with subprocess.Popen(["/bin/sh", "-c", script]):
+            for line in tracer.stdout:
+                print(line, end="", flush=True)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the unit tests, and as root those on the running kernel."""
+    session.install(".", *group("test"))
+    if os.environ.get(KERNEL_SKIPS) != "1":
+        session.log(f"kernel tests that can't run here are skipped; {KERNEL_SKIPS}=1 makes them fail")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style, format and layers."""
+    session.install(*group("lint"))
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    session.run("lint-imports")
+
+
+@nox.session
+def typing(session: nox.Session) -> None:
+    """Check the types: the package's, the public ones as users see them, and the README's."""
+    session.install("-e", ".", *group("typing"))
+    session.run("mypy")
+    texts = session.create_tmp()
+    session.run("python", "tests/readme.py", texts)
+    for checker in (["mypy", "--strict", "--config-file="], ["pyright"]):
+        session.run(*checker, "tests/typing", texts)
+    session.run("pyright", "--ignoreexternal", "--verifytypes", "execwatch")
+
+
+@nox.session
+def images(session: nox.Session) -> None:
+    """Rewrite what is made from wire.py and exec.bpf.c and is committed; as root, with BCC."""
+    session.install("-e", ".")
+    write = "import sys; from execwatch import wire; sys.stdout.write(wire.c_header())"
+    header = session.run("python", "-c", write, silent=True)
+    pathlib.Path("execwatch/build/record.h").write_text(str(header), encoding="utf-8")
+    session.run("python", "-m", "execwatch.build")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure what tracing costs, as root."""
+    session.install(".", *group("bench"))
+    session.run("python", "-m", "benchmarks", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation; a warning is an error."""
+    session.install(".", "sphinx>=7.4", "furo>=2024.8", "myst-parser>=3")
+    session.run("sphinx-build", "-n", "-W", "--keep-going", "docs", "docs/_build", *session.posargs)
+
+
+@nox.session
+def vm(session: nox.Session) -> None:
+    """Run the kernel tests under Debian's kernels 5.10, 6.1 and 6.12, emulated."""
+    session.install("-e", ".", *group("test"))
+    session.run("python", "tests/vm/vm.py", *session.posargs)
+
+
+@nox.session
+def distro(session: nox.Session) -> None:
+    """Run the kernel tests in Debian 11, 12 and 13, on this kernel, as root."""
+    session.run("python", "tests/distro/distro.py", *session.posargs)

@@ -1,0 +1,256 @@
+"""What the tests of the tracer share: a source that does what the test says, and ways to wait."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, Callable, Iterable, Iterator, List, NamedTuple, Optional, Set, Tuple
+
+import execwatch
+from execwatch import ExecTracer
+from execwatch.source import Batch, Counts
+from execwatch.testing import exec_event, lost_events
+
+PACKAGE = os.path.dirname(execwatch.__file__) + os.sep
+
+#: Longer than any machine needs; only a test that fails waits for it.
+PATIENCE = 20.0
+
+
+class Position(NamedTuple):
+    index: int = 0
+    lost: int = 0
+
+
+class ScriptedSource:
+    """A :class:`execwatch.source.Source` over a list that the test appends to.
+
+    Its descriptor is a pipe that holds a byte for each event that was not released:
+    level-triggered, as the kernel's ring is. A None stands for a record that can't
+    be decoded.
+
+    Attributes:
+        reads: The arguments of each read.
+        idle: Set when a read found nothing, so that the reader is going to wait.
+        misuse: What the stream did to it and must not.
+    """
+
+    start = Position()
+
+    def __init__(
+        self,
+        events: Iterable[Any] = (),
+        *,
+        batch: Optional[int] = None,
+        drop: Callable[[Any], bool] = lambda event: False,
+    ) -> None:
+        self.events: List[Any] = []
+        self.reads: List[Tuple[Position, bool]] = []
+        self.released = 0
+        self.detached = False
+        self.closes = 0
+        self.lost = 0
+        self.dropped_early = 0
+        self.idle = threading.Event()
+        self.misuse: List[str] = []
+        self._inside = False
+        self._batch = batch
+        self._drop = drop
+        self._read_end, self._write_end = os.pipe()
+        self.put(*events)
+
+    def put(self, *events: Any) -> None:
+        """Let events happen."""
+        self.idle.clear()
+        self.events += events
+        os.write(self._write_end, b"\0" * len(events))
+
+    def lose(self, count: int) -> None:
+        """Let events be lost that no record tells of."""
+        self.lost += count
+
+    def fileno(self) -> Optional[int]:
+        return self._read_end
+
+    def read(self, position: Position, barrier: bool) -> Batch:
+        if self.closes:
+            self.misuse.append("read after close")
+        self._inside = True
+        self.reads.append((position, barrier))
+        records = self.events[position.index :]
+        if self._batch and not barrier:
+            records = records[: self._batch]
+        events = [e for e in records if e is not None and not self._drop(e)]
+        batch = Batch(
+            events,
+            position._replace(index=position.index + len(records)),
+            sum(e is None or e.kind == "exec" for e in records),
+            sum(e is not None and self._drop(e) for e in records),
+            records.count(None),
+        )
+        self._inside = False
+        if not records:
+            self.idle.set()
+        return batch
+
+    def gaps(self, position: Position) -> Batch:
+        lost = self.lost
+        events = [lost_events(count=lost - position.lost)] if lost > position.lost else []
+        return Batch(events, position._replace(lost=lost), 0)
+
+    def release(self, position: Position) -> None:
+        if position.index > self.released:
+            os.read(self._read_end, position.index - self.released)
+            self.released = position.index
+
+    def counts(self) -> Counts:
+        execs = sum(e is None or e.kind == "exec" for e in self.events)
+        told = sum(e.count for e in self.events if e is not None and e.kind == "lost")
+        lost = self.lost + told
+        return Counts(
+            seen=execs + lost + self.dropped_early, filtered=self.dropped_early, buffer_full=lost
+        )
+
+    def detach(self) -> None:
+        self.detached = True
+
+    def close(self) -> None:
+        if self._inside:
+            self.misuse.append("closed inside read")
+        self.closes += 1
+        if self.closes == 1:
+            os.close(self._read_end)
+            os.close(self._write_end)
+        else:
+            self.misuse.append("closed twice")
+
+
+def tracer_over(source: Any, *, latency: float = 0.0, lost: bool = True) -> ExecTracer[Any]:
+    """Return a tracer that is not started."""
+    tracer: ExecTracer[Any] = ExecTracer._over(source, lost=lost)
+    tracer._latency = latency
+    return tracer
+
+
+@contextmanager
+def tracing(source: ScriptedSource, **options: Any) -> Iterator[ExecTracer[Any]]:
+    """A started tracer; at the end the source must have been closed once and never misused."""
+    with tracer_over(source, **options) as tracer:
+        yield tracer
+    until(lambda: source.closes, "the source to be closed")
+    assert source.closes == 1
+    assert source.misuse == []
+
+
+def numbered(count: int, first: int = 0) -> List[Any]:
+    """Return events whose ``cpu`` is their number."""
+    return [exec_event(cpu=number) for number in range(first, first + count)]
+
+
+def numbers(events: Iterable[Any]) -> List[int]:
+    return [event.cpu for event in events]
+
+
+class Background:
+    """A function in a thread of its own; :meth:`result` is what it returned or raised."""
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self._function = function
+        self._value: Any = None
+        self._error: Optional[BaseException] = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._value = self._function()
+        except BaseException as exc:
+            self._error = exc
+
+    def result(self) -> Any:
+        self._thread.join(PATIENCE)
+        assert not self._thread.is_alive(), "the thread did not end"
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    """Wait for a condition."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.001)
+
+
+def in_child(function: Callable[[], None]) -> str:
+    """Call it in a forked child; return the traceback, or "" where there is none."""
+    read_end, write_end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        text = ""
+        try:
+            function()
+        except BaseException:
+            text = traceback.format_exc()
+        os.write(write_end, text.encode()[:60_000])
+        os._exit(0)
+    os.close(write_end)
+    with open(read_end, encoding="utf-8") as file:
+        text = file.read()
+    os.waitpid(pid, 0)
+    return text
+
+
+def open_files() -> Set[str]:
+    """What this process has open: descriptors with what they are."""
+    found = set()
+    for entry in pathlib.Path("/proc/self/fd").iterdir():
+        try:
+            found.add(f"{entry.name} {os.readlink(entry)}")
+        except FileNotFoundError:  # the one that lists them
+            continue
+    return found
+
+
+class Interrupts:
+    """How often Ctrl-C came in the library's code."""
+
+    def __init__(self) -> None:
+        self.raised = 0
+
+    def __call__(self, number: int, frame: Optional[FrameType]) -> None:
+        # Nowhere else: what the test's own lines do with an event is not under test.
+        while frame is not None:
+            if frame.f_code.co_filename.startswith(PACKAGE):
+                self.raised += 1
+                raise KeyboardInterrupt
+            frame = frame.f_back
+
+
+@contextmanager
+def storm_of_interrupts() -> Iterator[Interrupts]:
+    """Another process sends SIGINT as fast as it can; it raises wherever the library is."""
+    interrupts = Interrupts()
+    before = signal.signal(signal.SIGINT, interrupts)
+    code = (
+        "import os, signal, time\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "while True: os.kill(os.getppid(), signal.SIGINT); time.sleep(0.00005)\n"
+    )
+    sender = subprocess.Popen([sys.executable, "-I", "-c", code])
+    try:
+        yield interrupts
+    finally:
+        sender.kill()
+        sender.wait()
+        time.sleep(0)  # what came last is handled here
+        signal.signal(signal.SIGINT, before)
