@@ -1,6 +1,6 @@
 """Which programs start most? Counts them by name until it is interrupted, or as many as asked for.
 
-    sudo python examples/iterator.py --count 100
+sudo python examples/iterator.py --count 100
 """
 
 import argparse

@@ -298,6 +298,11 @@ def _decode_exec(data: bytes, at: int, clock: Clock) -> Tuple[ExecEvent, int, in
     return event, lost, flags
 
 
+# The same few names and paths stand on event after event: looked up, they take a
+# quarter of the time of decoding them, and the events share them.
+
+
+@lru_cache(maxsize=1024)
 def _text(data: bytes) -> str:
     """Decode a C string: what a re-used buffer kept behind the NUL is none of it."""
     return data.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
@@ -313,5 +318,4 @@ def _argv(data: bytes) -> Tuple[str, ...]:
 
 @lru_cache(maxsize=256)
 def _namespaces(mnt: int) -> Namespaces:
-    """The same few values stand on every event, so they are shared."""
     return Namespaces(mnt=mnt)
