@@ -14,10 +14,14 @@ from execwatch.errors import RecordingError as RecordingError
 from execwatch.errors import StateError as StateError
 from execwatch.events import Event as Event
 from execwatch.events import ExecEvent as ExecEvent
+from execwatch.events import ExitEvent as ExitEvent
+from execwatch.events import FailedExecEvent as FailedExecEvent
+from execwatch.events import ForkEvent as ForkEvent
 from execwatch.events import KindStats as KindStats
 from execwatch.events import LostCounts as LostCounts
 from execwatch.events import LostEvents as LostEvents
 from execwatch.events import Namespaces as Namespaces
+from execwatch.events import ProcessEvent as ProcessEvent
 from execwatch.events import Stats as Stats
 from execwatch.events import event_from_dict as event_from_dict
 from execwatch.filters import Filter as Filter

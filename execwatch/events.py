@@ -11,6 +11,7 @@ back, without loss.
 
 from __future__ import annotations
 
+import errno
 from datetime import datetime, timedelta, timezone
 from typing import Any, ClassVar, Mapping, Optional, Tuple, Type, Union
 
@@ -75,26 +76,14 @@ class Namespaces:
     mnt: Optional[int] = None
 
 
-@final
 @attrs.frozen(kw_only=True, weakref_slot=False)
-class ExecEvent(Event):
-    """A program that started: an execve(2) or execveat(2) that succeeded.
-
-    It says what the kernel used: taken when the new program was in place and
-    had not run an instruction, so that nothing can have changed it.
+class ProcessEvent(Event):
+    """Base of the events that happen to a process: who it was at that moment.
 
     Attributes:
         cpu: The processor it ran on.
         pid: Process id (of the thread group) in the tracer's pid namespace.
-        tid: Id of the thread that called exec. Not ``pid`` where a thread other
-            than the leader called; afterwards the kernel gives it the leader's.
-            Inside a pid namespace of its own a tracer always sees ``pid`` here.
-        comm: Name of the task after the exec, at most 15 bytes.
-        argv: The arguments as the kernel copied them, ``argv[0]`` included.
-        argv_status: ``"complete"``; ``"truncated"``: the last element may be a
-            part, and ``argc`` tells how many there were; ``"unreadable"``: ``()``.
-        argc: Number of arguments.
-        retval: 0.
+        comm: Name of the task, at most 15 bytes.
         process_key: Boot id, pid and start time in clock ticks: names a process
             for good, where pids are used again.
         host_pid: Process id in the initial pid namespace.
@@ -103,26 +92,17 @@ class ExecEvent(Event):
         parent_key: The parent's ``process_key``.
         uid: Real user id, in the initial user namespace.
         gid: Real group id, in the initial user namespace.
-        filename: The path as it was passed to the kernel, perhaps relative. Not to be trusted.
-        interp: The program that the kernel loaded: for a script its interpreter, else ``filename``.
         start_boottime_ns: When the process (not the program) started.
         cgroup_id: Id (inode number) of its cgroup: cgroup v2, or the memory (else
             pids) hierarchy of v1 where that is in use.
         namespaces: Ids of its namespaces.
     """
 
-    kind: ClassVar[Literal["exec"]] = "exec"
-
     time_ns: int
     boottime_ns: int
     cpu: int
     pid: int
-    tid: int
     comm: str
-    argv: Tuple[str, ...]
-    argv_status: ArgvStatus
-    argc: int
-    retval: int = 0
     process_key: str
     host_pid: Optional[int] = None
     ppid: Optional[int] = None
@@ -130,16 +110,126 @@ class ExecEvent(Event):
     parent_key: Optional[str] = None
     uid: Optional[int] = None
     gid: Optional[int] = None
-    filename: Optional[str] = None
-    interp: Optional[str] = None
     start_boottime_ns: Optional[int] = None
     cgroup_id: Optional[int] = None
     namespaces: Optional[Namespaces] = None
+
+
+@final
+@attrs.frozen(kw_only=True, weakref_slot=False)
+class ExecEvent(ProcessEvent):
+    """A program that started: an execve(2) or execveat(2) that succeeded.
+
+    It says what the kernel used: taken when the new program was in place and
+    had not run an instruction, so that nothing can have changed it. ``comm`` is
+    the name after the exec.
+
+    Attributes:
+        tid: Id of the thread that called exec. Not ``pid`` where a thread other
+            than the leader called; afterwards the kernel gives it the leader's.
+            Inside a pid namespace of its own a tracer always sees ``pid`` here.
+        argv: The arguments as the kernel copied them, ``argv[0]`` included.
+        argv_status: ``"complete"``; ``"truncated"``: the last element may be a
+            part, and ``argc`` tells how many there were; ``"unreadable"``: ``()``.
+        argc: Number of arguments.
+        retval: 0.
+        filename: The path as it was passed to the kernel, perhaps relative. Not to be trusted.
+        interp: The program that the kernel loaded: for a script its interpreter, else ``filename``.
+    """
+
+    kind: ClassVar[Literal["exec"]] = "exec"
+
+    tid: int
+    argv: Tuple[str, ...]
+    argv_status: ArgvStatus
+    argc: int
+    retval: int = 0
+    filename: Optional[str] = None
+    interp: Optional[str] = None
 
     @property
     def command_line(self) -> str:
         """``argv`` as one printable line, quoted for a shell."""
         return render.command_line(self.argv)
+
+
+@final
+@attrs.frozen(kw_only=True, weakref_slot=False)
+class FailedExecEvent(ProcessEvent):
+    """An attempt to start a program that the kernel refused; the process goes on as it was.
+
+    Where a program is searched along PATH, most attempts fail. ``filename`` and
+    ``argv`` were read from the caller's memory when the call returned: another of
+    its threads may have changed them.
+
+    Attributes:
+        tid: Id of the thread that called exec.
+        filename: As passed; None where it could not be read.
+        argv: As passed; None where it could not be read.
+        argv_status: ``"complete"``; ``"truncated"``: there was more, at most 128
+            arguments and ``argv_size`` bytes are kept; ``"unreadable"``.
+        retval: What the call returned: the negative errno.
+    """
+
+    kind: ClassVar[Literal["failed_exec"]] = "failed_exec"
+
+    tid: int
+    filename: Optional[str] = None
+    argv: Optional[Tuple[str, ...]] = None
+    argv_status: ArgvStatus
+    retval: int
+
+    @property
+    def error(self) -> str:
+        """The name of the error, e.g. ``"ENOENT"``."""
+        return errno.errorcode.get(-self.retval, str(-self.retval))
+
+    @property
+    def command_line(self) -> str:
+        """``argv``, or ``filename`` where that is unknown, as one printable line."""
+        return render.command_line(self.argv or ((self.filename,) if self.filename else ()))
+
+
+@final
+@attrs.frozen(kw_only=True, weakref_slot=False)
+class ForkEvent(ProcessEvent):
+    """A process that started as a copy of its parent: fork, vfork, clone; not a thread.
+
+    ``pid`` and all else tell of the new process; its parent is ``ppid``.
+    """
+
+    kind: ClassVar[Literal["fork"]] = "fork"
+
+
+@final
+@attrs.frozen(kw_only=True, weakref_slot=False)
+class ExitEvent(ProcessEvent):
+    """A process that ended: its last thread has gone.
+
+    Attributes:
+        exit_code: What it passed to exit; None where a signal ended it.
+        signal: The signal that ended it, else None.
+        core_dumped: Whether it left a core.
+        exec_boottime_ns: When its program started; None where that was not seen:
+            it ran before the tracer, or never executed.
+    """
+
+    kind: ClassVar[Literal["exit"]] = "exit"
+
+    exit_code: Optional[int] = None
+    signal: Optional[int] = None
+    core_dumped: bool = False
+    exec_boottime_ns: Optional[int] = None
+
+    @property
+    def lifetime_ns(self) -> Optional[int]:
+        """Time since the process started."""
+        return None if self.start_boottime_ns is None else self.boottime_ns - self.start_boottime_ns
+
+    @property
+    def runtime_ns(self) -> Optional[int]:
+        """Time since its program started."""
+        return None if self.exec_boottime_ns is None else self.boottime_ns - self.exec_boottime_ns
 
 
 LostReason: TypeAlias = Literal["buffer_full", "skipped"]
@@ -219,10 +309,14 @@ class KindStats:
 class Stats:
     """Absolute counters since the start: compare with an older reading.
 
-    The totals over all kinds, and the same for each kind.
+    The totals over all kinds, and the same for each kind; a kind that was not
+    asked for stays 0.
 
     Attributes:
         exec: Of successful execs.
+        failed: Of attempts that the kernel refused.
+        fork: Of processes that started.
+        exit: Of processes that ended.
         argv_truncated: Execs with more argv than ``argv_size``, those that were filtered aside.
         argv_unreadable: Execs whose argv could not be read, those that were filtered aside.
         subtree_full: Processes that a filter's ``descendants_of`` could not follow for want of room:
@@ -230,35 +324,44 @@ class Stats:
     """
 
     exec: KindStats = KindStats()
+    failed: KindStats = KindStats()
+    fork: KindStats = KindStats()
+    exit: KindStats = KindStats()
     argv_truncated: int = 0
     argv_unreadable: int = 0
     subtree_full: int = 0
 
     @property
     def seen(self) -> int:
-        return self.exec.seen
+        return sum(kind.seen for kind in self._kinds())
 
     @property
     def delivered(self) -> int:
-        return self.exec.delivered
+        return sum(kind.delivered for kind in self._kinds())
 
     @property
     def filtered(self) -> int:
-        return self.exec.filtered
+        return sum(kind.filtered for kind in self._kinds())
 
     @property
     def lost(self) -> int:
-        return self.exec.lost
+        return sum(kind.lost for kind in self._kinds())
 
     @property
     def pending(self) -> int:
-        return self.exec.pending
+        return sum(kind.pending for kind in self._kinds())
+
+    def _kinds(self) -> Tuple[KindStats, ...]:
+        return self.exec, self.failed, self.fork, self.exit
 
 
-AnyEvent: TypeAlias = Union[ExecEvent, LostEvents]
+AnyProcessEvent: TypeAlias = Union[ExecEvent, FailedExecEvent, ForkEvent, ExitEvent]
+AnyEvent: TypeAlias = Union[AnyProcessEvent, LostEvents]
 
 #: The kinds, by their name.
-KINDS: Mapping[str, Type[AnyEvent]] = {cls.kind: cls for cls in (ExecEvent, LostEvents)}
+KINDS: Mapping[str, Type[AnyEvent]] = {
+    cls.kind: cls for cls in (ExecEvent, FailedExecEvent, ForkEvent, ExitEvent, LostEvents)
+}
 
 _VALUES: Mapping[str, Type[Any]] = {"namespaces": Namespaces}
 

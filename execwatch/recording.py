@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Iterable, List, Optional
+from typing import Dict, Iterable, List, Optional
 
 from execwatch.events import AnyEvent, Event
 from execwatch.filters import Filter, Matcher
@@ -29,12 +29,12 @@ def replay(events: Iterable[AnyEvent], filter: Optional[Filter] = None) -> ExecT
         raise TypeError(f"filter: expected a Filter or None, got {filter!r}")
     matcher = Matcher(filter) if filter else None
     passed: List[AnyEvent] = []
-    filtered = 0
+    filtered: Dict[str, int] = {}
     for event in events:
         if not isinstance(event, Event):
             raise TypeError(f"events: expected events, got {event!r}")
         if matcher is None or matcher.matches(event):
             passed.append(event)
         else:
-            filtered += 1
+            filtered[event.kind] = filtered.get(event.kind, 0) + 1
     return ExecTracer[Event]._over(ListSource(passed, filtered))

@@ -7,11 +7,17 @@ loses nothing and repeats nothing.
 
 from __future__ import annotations
 
-from typing import Any, List, NamedTuple, Optional, Sequence
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
 from typing_extensions import Protocol
 
 from execwatch.events import AnyEvent
+
+#: The kinds that are counted, each with its name in ``Stats``.
+COUNTED = {"exec": "exec", "failed_exec": "failed", "fork": "fork", "exit": "exit"}
+
+#: A number for each kind in COUNTED that has one.
+Tally = Mapping[str, int]
 
 
 class Batch(NamedTuple):
@@ -20,34 +26,47 @@ class Batch(NamedTuple):
     Attributes:
         events: In the order of ``boottime_ns``; ``LostEvents`` where the gap is.
         position: Where the next read goes on.
-        taken: Records read, those that are no event included.
-        filtered: Of them: left out by the source, because the kernel could not decide.
-        undecodable: Of them: not understood.
+        filtered: Records left out by the source, because the kernel could not decide.
+        undecodable: Records that were not understood.
     """
 
     events: Sequence[AnyEvent]
     position: Any
-    taken: int
-    filtered: int = 0
+    filtered: Tally = {}
     undecodable: int = 0
 
 
-class Counts(NamedTuple):
-    """A source's own counters since the start, of execs.
+class KindCounts(NamedTuple):
+    """A source's own counters of one kind of event since the start.
 
     Attributes:
         seen: Happened.
         filtered: Left out before they were records.
         buffer_full: Lost, no room.
         skipped: Lost, the program did not run.
-        subtree_full: Processes that the kernel had no room to follow.
-        argv_truncated, argv_unreadable: Execs whose argv is not complete.
     """
 
     seen: int = 0
     filtered: int = 0
     buffer_full: int = 0
     skipped: int = 0
+
+    @property
+    def submitted(self) -> int:
+        """Became records."""
+        return self.seen - self.filtered - self.buffer_full - self.skipped
+
+
+class Counts(NamedTuple):
+    """A source's own counters since the start.
+
+    Attributes:
+        kinds: By kind.
+        subtree_full: Processes that the kernel had no room to follow.
+        argv_truncated, argv_unreadable: Execs whose argv is not complete.
+    """
+
+    kinds: Mapping[str, KindCounts]
     subtree_full: int = 0
     argv_truncated: int = 0
     argv_unreadable: int = 0
@@ -87,36 +106,55 @@ class ListSource:
 
     Args:
         events: In order.
-        filtered: How many were left out before.
+        filtered: How many were left out before, by kind.
     """
 
     start = 0
 
-    def __init__(self, events: List[AnyEvent], filtered: int = 0) -> None:
+    def __init__(self, events: List[AnyEvent], filtered: Tally) -> None:
         self._events = events
-        self._filtered = filtered
-        self._execs = sum(event.kind == "exec" for event in events)
-        self._lost = sum(event.count for event in events if event.kind == "lost")
+        present = count(events)
+        lost: Dict[str, int] = {}
+        for event in events:
+            if event.kind == "lost":
+                lost[event.of] = lost.get(event.of, 0) + event.count
+        self._counts = Counts(
+            {
+                kind: KindCounts(
+                    seen=present.get(kind, 0) + filtered.get(kind, 0) + lost.get(kind, 0),
+                    filtered=filtered.get(kind, 0),
+                    buffer_full=lost.get(kind, 0),
+                )
+                for kind in COUNTED
+            }
+        )
 
     def fileno(self) -> None:
         return None
 
     def read(self, position: int, barrier: bool) -> Batch:
         events = self._events[position:]
-        return Batch(events, position + len(events), sum(event.kind == "exec" for event in events))
+        return Batch(events, position + len(events))
 
     def gaps(self, position: int) -> Batch:
-        return Batch((), position, 0)
+        return Batch((), position)
 
     def release(self, position: int) -> None:
         pass
 
     def counts(self) -> Counts:
-        seen = self._execs + self._filtered + self._lost
-        return Counts(seen=seen, filtered=self._filtered, buffer_full=self._lost)
+        return self._counts
 
     def detach(self) -> None:
         pass
 
     def close(self) -> None:
         pass
+
+
+def count(events: Sequence[AnyEvent]) -> Dict[str, int]:
+    """Return how many events there are of each kind."""
+    totals: Dict[str, int] = {}
+    for event in events:
+        totals[event.kind] = totals.get(event.kind, 0) + 1
+    return totals

@@ -17,20 +17,21 @@ from typing import Any, Deque, List, NamedTuple, Optional
 
 from execwatch.errors import StateError
 from execwatch.events import AnyEvent, KindStats, LostCounts, Stats
-from execwatch.source import Source
+from execwatch.source import COUNTED, Counts, Source, Tally, count
 
 
 class _State(NamedTuple):
     """Attributes:
     position: In the source.
     queue: Read and not handed over.
-    taken, filtered, undecodable: Records, as in ``Batch``, in all.
+    taken, filtered: In all, by kind: became events, were left out by the source.
+    undecodable: In all.
     """
 
     position: Any
     queue: Deque[AnyEvent]
-    taken: int = 0
-    filtered: int = 0
+    taken: Tally = {}
+    filtered: Tally = {}
     undecodable: int = 0
 
 
@@ -136,7 +137,7 @@ class Stream:
         state = self._state
         batch = self._source.read(state.position, barrier)
         # A gap that no record follows is told when the reader has caught up.
-        gaps = self._source.gaps(batch.position) if barrier or not batch.taken else None
+        gaps = self._source.gaps(batch.position) if barrier or not batch.events else None
         if batch.position == state.position and not (gaps and gaps.position != state.position):
             return
         queue = state.queue
@@ -147,8 +148,8 @@ class Stream:
         self._state = _State(
             gaps.position if gaps else batch.position,
             queue,
-            state.taken + batch.taken,
-            state.filtered + batch.filtered,
+            _add(state.taken, count(batch.events)),
+            _add(state.filtered, batch.filtered),
             state.undecodable + batch.undecodable,
         )
         self._source.release(self._state.position)
@@ -237,28 +238,41 @@ class Stream:
     def _stats(self) -> Stats:
         # The state first: the kernel's counters, read later, can only be ahead of it.
         state = self._state
-        waiting = sum(event.kind == "exec" for event in tuple(state.queue))
+        waiting = count(tuple(state.queue))
         counts = self._source.counts()
-        submitted = counts.seen - counts.skipped - counts.filtered - counts.buffer_full
-        pending = submitted - state.taken + waiting
-        closed = pending if self._closing else 0
         return Stats(
-            exec=KindStats(
-                seen=counts.seen,
-                delivered=state.taken - state.filtered - state.undecodable - waiting,
-                filtered=counts.filtered + state.filtered,
-                pending=pending - closed,
-                lost_by_reason=LostCounts(
-                    buffer_full=counts.buffer_full,
-                    skipped=counts.skipped,
-                    undecodable=state.undecodable,
-                    closed=closed,
-                ),
-            ),
+            **{name: self._kind_stats(kind, state, waiting, counts) for kind, name in COUNTED.items()},
             argv_truncated=counts.argv_truncated,
             argv_unreadable=counts.argv_unreadable,
             subtree_full=counts.subtree_full,
         )
+
+    def _kind_stats(self, kind: str, state: _State, waiting: Tally, counts: Counts) -> KindStats:
+        kernel = counts.kinds[kind]
+        queued = waiting.get(kind, 0)
+        taken, filtered = state.taken.get(kind, 0), state.filtered.get(kind, 0)
+        # A record that was not understood has no kind; execs are always there.
+        undecodable = state.undecodable if kind == "exec" else 0
+        pending = kernel.submitted - taken - filtered - undecodable + queued
+        closed = pending if self._closing else 0
+        return KindStats(
+            seen=kernel.seen,
+            delivered=taken - queued,
+            filtered=kernel.filtered + filtered,
+            pending=pending - closed,
+            lost_by_reason=LostCounts(
+                buffer_full=kernel.buffer_full,
+                skipped=kernel.skipped,
+                undecodable=undecodable,
+                closed=closed,
+            ),
+        )
+
+
+def _add(total: Tally, more: Tally) -> Tally:
+    if not more:
+        return total
+    return {kind: total.get(kind, 0) + more.get(kind, 0) for kind in {**total, **more}}
 
 
 class _Pipe:

@@ -12,6 +12,7 @@ from typing import (
     Generic,
     Iterator,
     List,
+    Mapping,
     Optional,
     Tuple,
     Type,
@@ -19,10 +20,19 @@ from typing import (
     overload,
 )
 
-from typing_extensions import Literal, Self, TypeVar
+from typing_extensions import Literal, Self, TypeAlias, TypeVar
 
 from execwatch.errors import StateError
-from execwatch.events import Event, ExecEvent, LostEvents, Stats
+from execwatch.events import (
+    KINDS,
+    Event,
+    ExecEvent,
+    ExitEvent,
+    FailedExecEvent,
+    ForkEvent,
+    LostEvents,
+    Stats,
+)
 from execwatch.filters import Filter, Matcher
 from execwatch.iterators import AsyncEvents, Events, fill
 from execwatch.source import Source
@@ -30,11 +40,23 @@ from execwatch.stream import Stream
 
 E_co = TypeVar("E_co", bound=Event, default=ExecEvent, covariant=True)
 _F = TypeVar("_F", bound=Callable[..., object])
+Buffer: TypeAlias = Literal["auto", "ring", "perf"]
+
+#: The option that each further kind of event needs.
+_OPTIONS = {
+    FailedExecEvent.kind: "failed",
+    ForkEvent.kind: "forks",
+    ExitEvent.kind: "exits",
+    LostEvents.kind: "lost",
+}
+
 _Registered = Tuple[str, Callable[[Any], object], Optional[Matcher]]
 
 DEFAULT_BUFFER_SIZE = 4 * 1024 * 1024
 DEFAULT_ARGV_SIZE = 16 * 1024
-MAX_ARGV_SIZE = 16 * 1024
+#: What fits into a scratch buffer in the kernel; more goes straight into the ring.
+SMALL_ARGV_SIZE = 16 * 1024
+MAX_ARGV_SIZE = 2 * 1024 * 1024
 MAX_BUFFER_SIZE = 1 << 30
 
 
@@ -56,12 +78,23 @@ class ExecTracer(Generic[E_co]):
 
     Args:
         filter: Which events; None: all.
+        failed: Also the attempts to execute that the kernel refused
+            (:class:`~execwatch.FailedExecEvent`). This slows every system call of the
+            machine by some tens of nanoseconds; nothing else here does. x86_64 only.
+        forks: Also processes that start (:class:`~execwatch.ForkEvent`).
+        exits: Also processes that end (:class:`~execwatch.ExitEvent`).
         lost: Whether gaps are events too (:class:`~execwatch.LostEvents`), placed
             where the gap is. Without it they are in :meth:`stats` and, at most every
             ten seconds, a warning of the logger ``execwatch``.
-        buffer_size: Bytes of the ring buffer, rounded up to a power of two; up to 1 GiB.
-        argv_size: Bytes of argv kept for an event, 1 to 16,384; longer ones are
-            ``"truncated"``.
+        buffer: ``"ring"``, one for all CPUs, in order; ``"perf"``, the older one for
+            each CPU: put in order here, and handed over a millisecond later; ``"auto"``
+            is the ring.
+        buffer_size: Bytes of the buffer in all, rounded up to a power of two; up to
+            1 GiB. Failed attempts may fill half of a ring, forks and exits three
+            quarters, so that they never cost an exec.
+        argv_size: Bytes of argv kept for an event, up to 2 MiB (a perf buffer: 16 KiB);
+            longer ones are ``"truncated"``. Above 16 KiB the buffer has to be at least
+            four times as large.
         latency: Seconds that an event may wait before it is handed over, 0 to 1: a
             reader that is woken once for many costs the traced programs a tenth.
 
@@ -76,7 +109,11 @@ class ExecTracer(Generic[E_co]):
         self: ExecTracer[ExecEvent],
         filter: Optional[Filter] = None,
         *,
+        failed: Literal[False] = False,
+        forks: Literal[False] = False,
+        exits: Literal[False] = False,
         lost: Literal[False] = False,
+        buffer: Buffer = ...,
         buffer_size: int = ...,
         argv_size: int = ...,
         latency: float = ...,
@@ -87,7 +124,11 @@ class ExecTracer(Generic[E_co]):
         self: ExecTracer[Event],
         filter: Optional[Filter] = None,
         *,
-        lost: bool,
+        failed: bool = False,
+        forks: bool = False,
+        exits: bool = False,
+        lost: bool = False,
+        buffer: Buffer = ...,
         buffer_size: int = ...,
         argv_size: int = ...,
         latency: float = ...,
@@ -97,38 +138,66 @@ class ExecTracer(Generic[E_co]):
         self,
         filter: Optional[Filter] = None,
         *,
+        failed: bool = False,
+        forks: bool = False,
+        exits: bool = False,
         lost: bool = False,
+        buffer: Buffer = "auto",
         buffer_size: int = DEFAULT_BUFFER_SIZE,
         argv_size: int = DEFAULT_ARGV_SIZE,
         latency: float = 0.01,
     ) -> None:
         if filter is not None and not isinstance(filter, Filter):
             raise TypeError(f"filter: expected a Filter or None, got {filter!r}")
+        _check_choice("buffer", buffer, ("auto", "ring", "perf"))
         _check_int("buffer_size", buffer_size, 1, MAX_BUFFER_SIZE)
-        _check_int("argv_size", argv_size, 1, MAX_ARGV_SIZE)
+        _check_int("argv_size", argv_size, 1, SMALL_ARGV_SIZE if buffer == "perf" else MAX_ARGV_SIZE)
+        if argv_size > SMALL_ARGV_SIZE and buffer_size < 4 * argv_size:
+            raise ValueError(
+                f"buffer_size: expected at least 4 x argv_size = {4 * argv_size:,}, got {buffer_size!r}"
+            )
         if isinstance(latency, bool) or not isinstance(latency, (int, float)):
             raise TypeError(f"latency: expected seconds, got {latency!r}")
         if not 0 <= latency <= 1:
             raise ValueError(f"latency: expected 0 to 1 second, got {latency!r}")
 
         def open_kernel() -> Source:
-            return _open_kernel(filter, lost=lost, buffer_size=buffer_size, argv_size=argv_size)
+            return _open_kernel(
+                filter,
+                lost=lost,
+                failed=failed,
+                forks=forks,
+                exits=exits,
+                buffer=buffer,
+                buffer_size=buffer_size,
+                argv_size=argv_size,
+            )
 
-        self._set_up(open_kernel, lost=lost, latency=latency)
+        kinds = {
+            ExecEvent.kind: True,
+            FailedExecEvent.kind: failed,
+            ForkEvent.kind: forks,
+            ExitEvent.kind: exits,
+            LostEvents.kind: lost,
+        }
+        # A perf buffer is looked at by a timer: that is its latency.
+        self._set_up(open_kernel, kinds=kinds, latency=0.0 if buffer == "perf" else latency)
 
-    def _set_up(self, open_source: Callable[[], Source], *, lost: bool, latency: float) -> None:
+    def _set_up(
+        self, open_source: Callable[[], Source], *, kinds: Mapping[str, bool], latency: float
+    ) -> None:
         self._open_source = open_source
-        self._lost = lost
+        self._kinds = kinds
         self._latency = latency
         self._stream: Optional[Stream] = None
         self._callbacks: List[_Registered] = []
         self._closed = False
 
     @classmethod
-    def _over(cls, source: Source, *, lost: bool = True) -> Self:
+    def _over(cls, source: Source) -> Self:
         """Return a tracer over another source; it starts like any."""
         tracer = cls.__new__(cls)
-        tracer._set_up(lambda: source, lost=lost, latency=0.0)
+        tracer._set_up(lambda: source, kinds=dict.fromkeys(KINDS, True), latency=0.0)
         return tracer
 
     # -- Life -----------------------------------------------------------------------
@@ -271,8 +340,45 @@ class ExecTracer(Generic[E_co]):
 
         Raises:
             TypeError: ``fn`` is a coroutine function, or can't be called.
+            StateError: The tracer wasn't asked for such events.
         """
         return self._register(ExecEvent.kind, fn, where)
+
+    @overload
+    def on_failed(self, fn: _F, *, where: Optional[Filter] = None) -> _F: ...
+
+    @overload
+    def on_failed(self, *, where: Optional[Filter] = None) -> Callable[[_F], _F]: ...
+
+    def on_failed(
+        self, fn: Optional[_F] = None, *, where: Optional[Filter] = None
+    ) -> Union[_F, Callable[[_F], _F]]:
+        """As :meth:`on_exec`, for attempts that failed; needs ``ExecTracer(failed=True)``."""
+        return self._register(FailedExecEvent.kind, fn, where)
+
+    @overload
+    def on_fork(self, fn: _F, *, where: Optional[Filter] = None) -> _F: ...
+
+    @overload
+    def on_fork(self, *, where: Optional[Filter] = None) -> Callable[[_F], _F]: ...
+
+    def on_fork(
+        self, fn: Optional[_F] = None, *, where: Optional[Filter] = None
+    ) -> Union[_F, Callable[[_F], _F]]:
+        """As :meth:`on_exec`, for processes that start; needs ``ExecTracer(forks=True)``."""
+        return self._register(ForkEvent.kind, fn, where)
+
+    @overload
+    def on_exit(self, fn: _F, *, where: Optional[Filter] = None) -> _F: ...
+
+    @overload
+    def on_exit(self, *, where: Optional[Filter] = None) -> Callable[[_F], _F]: ...
+
+    def on_exit(
+        self, fn: Optional[_F] = None, *, where: Optional[Filter] = None
+    ) -> Union[_F, Callable[[_F], _F]]:
+        """As :meth:`on_exec`, for processes that end; needs ``ExecTracer(exits=True)``."""
+        return self._register(ExitEvent.kind, fn, where)
 
     @overload
     def on_lost(self, fn: _F) -> _F: ...
@@ -281,13 +387,7 @@ class ExecTracer(Generic[E_co]):
     def on_lost(self) -> Callable[[_F], _F]: ...
 
     def on_lost(self, fn: Optional[_F] = None) -> Union[_F, Callable[[_F], _F]]:
-        """Have :meth:`dispatch` call ``fn(lost)`` for each gap; also a decorator.
-
-        Raises:
-            StateError: The tracer was not made with ``lost=True``.
-        """
-        if not self._lost:
-            raise StateError("on_lost needs ExecTracer(lost=True)")
+        """As :meth:`on_exec`, for gaps; needs ``ExecTracer(lost=True)``."""
         return self._register(LostEvents.kind, fn, None)
 
     def _register(
@@ -295,6 +395,9 @@ class ExecTracer(Generic[E_co]):
     ) -> Union[_F, Callable[[_F], _F]]:
         if self._closed:
             raise StateError("the tracer is closed")
+        if not self._kinds[kind]:
+            option = _OPTIONS[kind]
+            raise StateError(f"on_{option.rstrip('s')} needs ExecTracer({option}=True)")
         if where is not None and not isinstance(where, Filter):
             raise TypeError(f"where: expected a Filter or None, got {where!r}")
         if fn is None:
@@ -338,16 +441,15 @@ class ExecTracer(Generic[E_co]):
         return self._stream
 
 
-def _open_kernel(filter: Optional[Filter], *, lost: bool, buffer_size: int, argv_size: int) -> Source:
+def _open_kernel(filter: Optional[Filter], *, lost: bool, buffer_size: int, **options: Any) -> Source:
     # Late: replay and testing work where there is no BPF, and no Linux.
     from execwatch.build import images
-    from execwatch.kernel import source
+    from execwatch.kernel import setup, source
 
     return source.KernelSource(
         images.load("exec"),
         filter.resolved() if filter else None,
-        ring_size=source.ring_size(buffer_size),
-        argv_size=argv_size,
+        setup.Options(buffer_size=setup.ring_size(buffer_size), **options),
         lost=lost,
     )
 
@@ -368,6 +470,11 @@ def _check_int(name: str, value: Any, least: int, most: Optional[int]) -> None:
     if value < least or (most is not None and value > most):
         accepted = f"{least:,} or more" if most is None else f"{least:,} to {most:,}"
         raise ValueError(f"{name}: expected {accepted}, got {value!r}")
+
+
+def _check_choice(name: str, value: Any, choices: Tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
 def _check_callback(fn: Any) -> None:

@@ -13,7 +13,15 @@ from typing import Any, Mapping, Tuple
 
 import attrs
 
-from execwatch.events import ExecEvent, Namespaces
+from execwatch.events import (
+    AnyProcessEvent,
+    ArgvStatus,
+    ExecEvent,
+    ExitEvent,
+    FailedExecEvent,
+    ForkEvent,
+    Namespaces,
+)
 
 #: (C type, name) in order.
 Layout = Tuple[Tuple[str, str], ...]
@@ -22,21 +30,19 @@ _CODES = {"u16": "H", "u32": "I", "u64": "Q", "char16": "16s"}
 
 # --- Records: the kernel writes them into the buffer ---------------------------
 
-KIND_EXEC = 1
+#: The kinds of record; also the index of each kind's counters and scratch buffer.
+KINDS = {"EXEC": 0, "FAILED": 1, "FORK": 2, "EXIT": 3}
 
-#: How every record begins, whatever its kind.
+#: One layout for every kind: who it happened to, and behind it the strings that
+#: execs and attempts have.
 RECORD: Layout = (
-    ("u32", "size"),  # bytes of the record, this header and the data behind it included
+    ("u32", "size"),  # bytes of the record, this head and the strings included
     ("u16", "kind"),
     ("u16", "flags"),
     ("u64", "valid"),  # one bit a field that may be unknown: VALID
     ("u64", "boottime_ns"),
     ("u64", "lost"),  # of this kind on this CPU up to now, never reset
     ("u32", "cpu"),
-)
-
-EXEC_RECORD: Layout = (
-    *RECORD,
     ("u32", "pid"),
     ("u32", "tid"),
     ("u32", "host_pid"),
@@ -44,13 +50,16 @@ EXEC_RECORD: Layout = (
     ("u32", "uid"),
     ("u32", "gid"),
     ("u32", "argc"),
+    ("u32", "status"),  # failed: the errno; exit: as wait(2) gives it
+    ("u32", "mnt_ns"),
     ("u64", "start_boottime_ns"),
     ("u64", "parent_start_boottime_ns"),
+    ("u64", "exec_boottime_ns"),
     ("u64", "cgroup_id"),
-    ("u32", "mnt_ns"),
-    ("u32", "filename_size"),  # in the data, first; 0 where unknown
+    ("u32", "filename_size"),  # behind the head, first; 0 where unknown
     ("u32", "interp_size"),  # behind it; 0 where it is the filename
     ("u32", "argv_size"),  # behind that
+    ("u32", "reserved"),
     ("char16", "comm"),
     ("char16", "parent_comm"),
 )
@@ -64,7 +73,9 @@ FLAGS = {
 #: The fields that may be unknown, each with its bit in ``valid``.
 VALID = {
     name: 1 << bit
-    for bit, name in enumerate(("PPID", "PARENT_START", "PARENT_COMM", "START", "CGROUP", "MNT_NS", "INTERP"))
+    for bit, name in enumerate(
+        ("PPID", "PARENT_START", "PARENT_COMM", "START", "CGROUP", "MNT_NS", "INTERP", "EXEC_TIME")
+    )
 }
 
 # --- Maps: Python writes them, the programs read them ---------------------------
@@ -80,10 +91,20 @@ OFFSETS: Mapping[str, Tuple[str, str]] = {
     "task_comm": ("task_struct", "comm"),
     "task_thread_pid": ("task_struct", "thread_pid"),
     "task_signal": ("task_struct", "signal"),
+    "task_exit_code": ("task_struct", "exit_code"),
+    "task_thread_status": ("task_struct", "thread_info.status"),
     "task_mm": ("task_struct", "mm"),
     "task_nsproxy": ("task_struct", "nsproxy"),
     "task_cgroups": ("task_struct", "cgroups"),
     "signal_live": ("signal_struct", "live"),
+    "signal_flags": ("signal_struct", "flags"),
+    "signal_group_exit_code": ("signal_struct", "group_exit_code"),
+    "regs_orig_ax": ("pt_regs", "orig_ax"),
+    "regs_bx": ("pt_regs", "bx"),
+    "regs_cx": ("pt_regs", "cx"),
+    "regs_dx": ("pt_regs", "dx"),
+    "regs_si": ("pt_regs", "si"),
+    "regs_di": ("pt_regs", "di"),
     "mm_arg_start": ("mm_struct", "arg_start"),
     "mm_arg_end": ("mm_struct", "arg_end"),
     "bprm_filename": ("linux_binprm", "filename"),
@@ -96,6 +117,7 @@ OFFSETS: Mapping[str, Tuple[str, str]] = {
     "nsproxy_mnt_ns": ("nsproxy", "mnt_ns"),
     "mnt_namespace_inum": ("mnt_namespace", "ns.inum"),
     "css_set_subsys": ("css_set", "subsys"),
+    "css_set_dfl_cgrp": ("css_set", "dfl_cgrp"),
     "css_cgroup": ("cgroup_subsys_state", "cgroup"),
     "cgroup_kn": ("cgroup", "kn"),
     "kernfs_node_id": ("kernfs_node", "id"),
@@ -119,13 +141,24 @@ CONFIG: Layout = (
     ("u32", "include"),  # FILTER_BITS that have to hit
     ("u32", "exclude"),  # FILTER_BITS that, all hit, exclude
     ("u32", "exclude_final"),  # 1: the kernel's part of the exclusion is all of it
-    ("u32", "arming"),  # parts: log in ``forks`` each fork by a process that is not known to be in all of them
+    (
+        "u32",
+        "arming",
+    ),  # parts: log in ``forks`` each fork by a process that is not known to be in all of them
+    ("u32", "tree"),  # 1: a filter names a tree of processes
+    ("u32", "forks"),  # 1: fork records are wanted, not only the tree kept
+    ("u32", "exits"),  # 1: likewise
+    ("u32", "perf"),  # 1: the perf buffer is the one in use
+    ("u32", "room_failed"),  # bytes of the ring that failed attempts may fill
+    ("u32", "room_process"),  # bytes of the ring that forks and exits may fill
     *(("u32", f"offset_{name}") for name in OFFSETS),
 )
 
 FILTER_KEY: Layout = (("char16", "value"), ("u32", "field"))
 TREE_VALUE: Layout = (("u64", "start_ticks"), ("u32", "parts"), ("u32", "reserved"))
 FORK_VALUE: Layout = (("u64", "start_ticks"), ("u32", "parent"), ("u32", "reserved"))
+#: A process, by its pid in the initial namespace: that pid may come again.
+EXIT_KEY: Layout = (("u64", "start_boottime_ns"), ("u32", "host_pid"), ("u32", "reserved"))
 #: The kernel copies them out in this order while programs go on counting: with
 #: ``seen`` last it is never less than the others add up to.
 COUNTERS: Layout = (
@@ -137,13 +170,21 @@ COUNTERS: Layout = (
     ("u64", "seen"),
 )
 
-LIMITS = {"ARGV_SIZE_MAX": 16384, "PATH_SIZE_MAX": 4096, "COMM_SIZE": 16, "PID_NS_LEVELS": 33}
+LIMITS = {
+    "ARGV_SIZE_MAX": 16384,  # of what fits into a scratch buffer
+    "PATH_SIZE_MAX": 4096,
+    "LARGE_HEAD_MAX": 16384,  # more than a record without its argv can have
+    "COMM_SIZE": 16,
+    "PID_NS_LEVELS": 33,
+    "FAILED_ARGS_MAX": 128,
+}
 
 
 def c_header() -> str:
     """Return the C text of all of the above."""
     constants = {
-        "KIND_EXEC": KIND_EXEC,
+        **{f"KIND_{name}": value for name, value in KINDS.items()},
+        "KINDS": len(KINDS),
         **{f"FLAG_{name}": value for name, value in FLAGS.items()},
         **{f"VALID_{name}": value for name, value in VALID.items()},
         **{f"FILTER_{name.upper()}": value for name, value in FILTER_BITS.items()},
@@ -153,11 +194,12 @@ def c_header() -> str:
         **LIMITS,
     }
     structs = {
-        "exec_record": EXEC_RECORD,
+        "record": RECORD,
         "config": CONFIG,
         "filter_key": FILTER_KEY,
         "tree_value": TREE_VALUE,
         "fork_value": FORK_VALUE,
+        "exit_key": EXIT_KEY,
         "counters": COUNTERS,
     }
     lines = ["/* Made by `nox -s images` from execwatch/wire.py, which explains it. Do not edit. */", ""]
@@ -180,6 +222,12 @@ def struct_of(layout: Layout) -> struct.Struct:
     return struct.Struct(codes + "x" * (-struct.calcsize(codes) % alignment))
 
 
+def offset_of(layout: Layout, name: str) -> int:
+    """Return where in the structure a member begins."""
+    before = [kind for kind, _ in layout][: [member for _, member in layout].index(name)]
+    return struct.calcsize("<" + "".join(_CODES[kind] for kind in before))
+
+
 def pack(layout: Layout, values: Mapping[str, Any]) -> bytes:
     """Return the bytes of one structure; members that are not named are 0."""
     default = {"char16": b""}
@@ -193,27 +241,34 @@ def unpack(layout: Layout, data: bytes) -> dict[str, Any]:
 
 # --- Decoding -------------------------------------------------------------------
 
-_RECORD_SIZE = struct_of(RECORD).size
-_EXEC_SIZE = struct_of(EXEC_RECORD).size
-_unpack_exec = struct_of(EXEC_RECORD).unpack_from
-_unpack_head = struct.Struct("<IH").unpack_from
-
-_PPID, _PARENT_START, _PARENT_COMM, _START, _CGROUP, _MNT_NS, _INTERP = VALID.values()
+_SIZE = struct_of(RECORD).size
+_unpack = struct_of(RECORD).unpack_from
+_EXEC, _FAILED, _FORK, _EXIT = KINDS.values()
+_PPID, _PARENT_START, _PARENT_COMM, _START, _CGROUP, _MNT_NS, _INTERP, _EXEC_TIME = VALID.values()
 _TRUNCATED, _UNREADABLE, _ = FLAGS.values()
 
-#: ExecEvent with the frozenness taken off: filled by plain assignment (a tenth of
-#: the time of the frozen constructor), then turned into the real class, which
-#: CPython allows because both have the same slots.
-_ExecEventBuilder: Any = attrs.make_class(
-    "_ExecEventBuilder",
-    {a.name: attrs.field(default=None) for a in attrs.fields(ExecEvent)},
-    bases=ExecEvent.__bases__,
-    slots=True,
-    weakref_slot=False,
-    init=False,
-    eq=False,
-    repr=False,
-)
+
+def _builder(cls: type) -> Any:
+    """Return the class with its frozenness taken off.
+
+    Filled by plain assignment, which takes a tenth of the time of the frozen
+    constructor, then turned into the real class: CPython allows that where both
+    have the same base and slots.
+    """
+    return type(
+        f"_{cls.__name__}Builder",
+        cls.__bases__,
+        {
+            "__slots__": tuple(a.name for a in attrs.fields(cls) if not a.inherited),
+            "__init__": object.__init__,
+            # Both: they share one slot in C.
+            "__setattr__": object.__setattr__,
+            "__delattr__": object.__delattr__,
+        },
+    )
+
+
+_Exec, _Failed, _Fork, _Exit = map(_builder, (ExecEvent, FailedExecEvent, ForkEvent, ExitEvent))
 
 
 @attrs.frozen
@@ -234,68 +289,84 @@ class Clock:
         return f"{self.boot_id}-{pid}-{start_boottime_ns // self.tick_ns}"
 
 
-def decode(data: bytes, at: int, clock: Clock) -> Tuple[ExecEvent, int, int]:
+def decode(data: bytes, at: int, clock: Clock) -> Tuple[AnyProcessEvent, int, int]:
     """Return the event of the record that begins at ``data[at]``, its ``lost`` and its ``flags``.
 
     Raises:
         ValueError: The bytes are not a record that this version knows.
     """
     try:
-        size, kind = _unpack_head(data, at)
-        if kind == KIND_EXEC and size <= len(data) - at:
-            return _decode_exec(data, at, clock)
+        # The names, in the order of RECORD.
+        (
+            size, kind, flags, valid, boottime_ns, lost,
+            cpu, pid, tid, host_pid, ppid, uid, gid, argc, status, mnt_ns,
+            start_boottime_ns, parent_start_boottime_ns, exec_boottime_ns, cgroup_id,
+            filename_size, interp_size, argv_size, _reserved, comm, parent_comm,
+        ) = _unpack(data, at)  # fmt: skip
     except struct.error as exc:
         raise ValueError(f"record cut short: {exc}") from exc
-    raise ValueError(f"not a record: kind {kind}, size {size} of {len(data) - at} bytes")
-
-
-def _decode_exec(data: bytes, at: int, clock: Clock) -> Tuple[ExecEvent, int, int]:
-    # The names, in the order of EXEC_RECORD.
-    (
-        size, _kind, flags, valid, boottime_ns, lost, cpu,
-        pid, tid, host_pid, ppid, uid, gid, argc,
-        start_boottime_ns, parent_start_boottime_ns, cgroup_id, mnt_ns,
-        filename_size, interp_size, argv_size, comm, parent_comm,
-    ) = _unpack_exec(data, at)  # fmt: skip
-
-    filename_at = at + _EXEC_SIZE
-    interp_at = filename_at + filename_size
+    interp_at = at + _SIZE + filename_size
     argv_at = interp_at + interp_size
-    if argv_at + argv_size > at + size:
-        raise ValueError(f"record of {size} bytes holds strings beyond its end")
-    filename = _text(data[filename_at:interp_at]) if filename_size else None
+    end = argv_at + argv_size
+    if end > at + size or at + size > len(data):
+        raise ValueError(f"record of {size} bytes, {len(data) - at} there, strings up to {end - at}")
 
-    event = _ExecEventBuilder()
+    event: Any
+    if kind == _EXEC:
+        event = _Exec()
+        event.tid = tid
+        event.argv = _argv(data[argv_at:end])
+        event.argv_status = _argv_status(flags) if flags else "complete"
+        event.argc = argc
+        event.retval = 0
+        event.filename = filename = _text(data[at + _SIZE : interp_at]) if filename_size else None
+        event.interp = None
+        if valid & _INTERP:
+            event.interp = _text(data[interp_at:argv_at]) if interp_size else filename
+    elif kind == _FAILED:
+        event = _Failed()
+        event.tid = tid
+        event.argv = None if flags & _UNREADABLE else _argv(data[argv_at:end])
+        event.argv_status = _argv_status(flags)
+        event.filename = _text(data[at + _SIZE : interp_at]) if filename_size else None
+        event.retval = -status
+    elif kind == _FORK:
+        event = _Fork()
+    elif kind == _EXIT:
+        event = _Exit()
+        event.signal = signal = status & 0x7F or None
+        event.exit_code = status >> 8 & 0xFF if signal is None else None
+        event.core_dumped = bool(status & 0x80)
+        event.exec_boottime_ns = exec_boottime_ns if valid & _EXEC_TIME else None
+    else:
+        raise ValueError(f"record of unknown kind {kind}")
+
     event.time_ns = boottime_ns + clock.offset_ns
     event.boottime_ns = boottime_ns
     event.cpu = cpu
     event.pid = pid
-    event.tid = tid
     event.comm = _text(comm)
-    event.argv = _argv(data[argv_at : argv_at + argv_size])
-    event.argv_status = (
-        "unreadable" if flags & _UNREADABLE else "truncated" if flags & _TRUNCATED else "complete"
-    )
-    event.argc = argc
-    event.retval = 0
     event.process_key = clock.process_key(pid, start_boottime_ns)
     event.host_pid = host_pid
     event.ppid = ppid if valid & _PPID else None
     event.parent_comm = _text(parent_comm) if valid & _PARENT_COMM else None
-    event.parent_key = (
-        clock.process_key(ppid, parent_start_boottime_ns) if valid & _PPID and valid & _PARENT_START else None
-    )
+    event.parent_key = None
+    if valid & _PPID and valid & _PARENT_START:
+        event.parent_key = clock.process_key(ppid, parent_start_boottime_ns)
     event.uid = uid
     event.gid = gid
-    event.filename = filename
-    event.interp = None
-    if valid & _INTERP:
-        event.interp = _text(data[interp_at:argv_at]) if interp_size else filename
     event.start_boottime_ns = start_boottime_ns if valid & _START else None
     event.cgroup_id = cgroup_id if valid & _CGROUP else None
     event.namespaces = _namespaces(mnt_ns) if valid & _MNT_NS else None
-    event.__class__ = ExecEvent
+    event.__class__ = _CLASSES[kind]
     return event, lost, flags
+
+
+_CLASSES = (ExecEvent, FailedExecEvent, ForkEvent, ExitEvent)
+
+
+def _argv_status(flags: int) -> ArgvStatus:
+    return "unreadable" if flags & _UNREADABLE else "truncated" if flags & _TRUNCATED else "complete"
 
 
 # The same few names and paths stand on event after event: looked up, they take a

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0
 /*
- * The kernel half: one record for each program that starts.
+ * The kernel half: one record for each program that starts; if asked for, also for
+ * each attempt that fails and each process that starts or ends.
  *
  * Compiled by BCC without kernel headers. No kernel structure is known here:
  * the offsets of their members come from the kernel's BTF and lie, with all
@@ -20,18 +21,22 @@
 /* A record is put together here, then copied into the ring in one go. A per-CPU
  * value may not exceed 32 KiB. */
 struct scratch {
-    struct exec_record record;
+    struct record record;
     char data[2 * PATH_SIZE_MAX + ARGV_SIZE_MAX];
 };
 
 /* Sizes that stand here are the least; the loader sets those that matter. */
 BPF_ARRAY(config, struct config, 1);
-BPF_PERCPU_ARRAY(counters, struct counters, 1);
-BPF_PERCPU_ARRAY(scratch, struct scratch, 1);
+BPF_PERCPU_ARRAY(counters, struct counters, KINDS);
+BPF_PERCPU_ARRAY(scratch, struct scratch, KINDS);
 BPF_HASH(filters, struct filter_key, u8, 1);
 BPF_HASH(tree, u32, struct tree_value, 1);
 BPF_HASH(forks, u32, struct fork_value, 1);
+/* When each process last executed, and which have been told to have ended. */
+BPF_TABLE("lru_hash", u32, u64, exec_times, 1);
+BPF_TABLE("lru_hash", struct exit_key, u8, ended, 1);
 BPF_RINGBUF_OUTPUT(events, 1);
+BPF_PERF_OUTPUT(perf_events);
 
 /* ---- Kernel memory -------------------------------------------------------- */
 
@@ -92,18 +97,20 @@ INLINE u64 cgroup_id(const struct config *cfg, void *task)
 {
     u64 id = 0;
 
-    if (cfg->cgroup_index == ABSENT)
-        return bpf_get_current_cgroup_id();
-    void *set = follow(task, cfg->offset_task_cgroups);
-    void *state = follow(set, cfg->offset_css_set_subsys + 8 * cfg->cgroup_index);
-    void *cgroup = follow(state, cfg->offset_css_cgroup);
+    void *cgroup, *set = follow(task, cfg->offset_task_cgroups);
+    if (cfg->cgroup_index == ABSENT) {
+        cgroup = follow(set, cfg->offset_css_set_dfl_cgrp);
+    } else {
+        void *state = follow(set, cfg->offset_css_set_subsys + 8 * cfg->cgroup_index);
+        cgroup = follow(state, cfg->offset_css_cgroup);
+    }
     void *node = follow(cgroup, cfg->offset_cgroup_kn);
     return read_member(&id, sizeof(id), node, cfg->offset_kernfs_node_id) ? id : 0;
 }
 
-/* ---- Who: the fixed part of a record --------------------------------------- */
+/* ---- Who: the head of a record ---------------------------------------------- */
 
-INLINE void read_parent(const struct config *cfg, struct exec_record *r, void *task, bool nested)
+INLINE void read_parent(const struct config *cfg, struct record *r, void *task, bool nested)
 {
     void *parent = follow(task, cfg->offset_task_real_parent);
     void *leader = follow(parent, cfg->offset_task_group_leader);
@@ -117,7 +124,7 @@ INLINE void read_parent(const struct config *cfg, struct exec_record *r, void *t
         r->valid |= VALID_PARENT_COMM;
 }
 
-INLINE void read_namespaces(const struct config *cfg, struct exec_record *r, void *task)
+INLINE void read_namespaces(const struct config *cfg, struct record *r, void *task)
 {
     void *proxy = follow(task, cfg->offset_task_nsproxy);
     void *mnt = follow(proxy, cfg->offset_nsproxy_mnt_ns);
@@ -127,28 +134,24 @@ INLINE void read_namespaces(const struct config *cfg, struct exec_record *r, voi
         r->valid |= VALID_MNT_NS;
 }
 
-/* At this point `task` leads its thread group, whichever thread called exec, and
- * `old_pid` is that thread's id before (exec_binprm in fs/exec.c). */
-INLINE void read_identity(const struct config *cfg, struct exec_record *r, void *task, u32 old_pid,
-                          bool nested)
+/* `leader` leads the thread group that the record is about. */
+INLINE void read_identity(const struct config *cfg, struct record *r, void *leader, bool nested)
 {
     u64 ids = bpf_get_current_uid_gid();
 
-    r->host_pid = bpf_get_current_pid_tgid() >> 32;
-    r->pid = visible_pid(cfg, task, nested);
-    /* The kernel has already freed the caller's own id in other namespaces. */
-    r->tid = nested ? r->pid : old_pid;
+    r->cpu = bpf_get_smp_processor_id();
+    r->host_pid = number(leader, cfg->offset_task_tgid);
+    r->pid = visible_pid(cfg, leader, nested);
     r->uid = ids;
     r->gid = ids >> 32;
-    r->cpu = bpf_get_smp_processor_id();
     bpf_get_current_comm(&r->comm, COMM_SIZE);
-    if (read_member(&r->start_boottime_ns, sizeof(u64), task, cfg->offset_task_start_boottime))
+    if (read_member(&r->start_boottime_ns, sizeof(u64), leader, cfg->offset_task_start_boottime))
         r->valid |= VALID_START;
-    r->cgroup_id = cgroup_id(cfg, task);
+    r->cgroup_id = cgroup_id(cfg, leader);
     if (r->cgroup_id)
         r->valid |= VALID_CGROUP;
-    read_parent(cfg, r, task, nested);
-    read_namespaces(cfg, r, task);
+    read_parent(cfg, r, leader, nested);
+    read_namespaces(cfg, r, leader);
 }
 
 /* ---- Whether: the filter ---------------------------------------------------- */
@@ -169,7 +172,7 @@ INLINE u32 parts_of(u32 field, u64 value)
     return parts_of_key(&key);
 }
 
-INLINE u32 parts_of_comm(const struct exec_record *r)
+INLINE u32 parts_of_comm(const struct record *r)
 {
     struct filter_key key = {};
 
@@ -204,7 +207,7 @@ INLINE void note(struct hits *hits, u32 field, u32 parts)
 
 /* Whether the record passes. A filter holds if each field that it names does; an
  * exclusion that Python has to finish is noted in the record. */
-INLINE bool passes(const struct config *cfg, struct exec_record *r)
+INLINE bool passes(const struct config *cfg, struct record *r)
 {
     struct hits hits = {};
     u32 asked = cfg->include | cfg->exclude;
@@ -234,7 +237,7 @@ INLINE bool passes(const struct config *cfg, struct exec_record *r)
     return true;
 }
 
-/* ---- What: the strings behind the fixed part --------------------------------- */
+/* ---- What: the strings behind the head ---------------------------------------- */
 
 /* The compiler knows bounds that the verifier does not, and drops the checks that
  * the verifier wants to see. This makes it forget what it knows of a value. */
@@ -246,7 +249,7 @@ INLINE u64 opaque(u64 value)
 
 /* Each of these appends to the data at `at` and returns where the data ends then. */
 
-INLINE u64 read_filename(struct scratch *s, const char *filename)
+INLINE u64 append_filename(struct scratch *s, const char *filename)
 {
     u64 size = opaque(bpf_probe_read_kernel_str(s->data, PATH_SIZE_MAX, filename));
 
@@ -256,7 +259,7 @@ INLINE u64 read_filename(struct scratch *s, const char *filename)
     return size;
 }
 
-INLINE u64 read_interp(struct scratch *s, const char *interp, u64 at)
+INLINE u64 append_interp(struct scratch *s, const char *interp, u64 at)
 {
     at = opaque(at);
     if (at > PATH_SIZE_MAX)
@@ -269,105 +272,342 @@ INLINE u64 read_interp(struct scratch *s, const char *interp, u64 at)
     return at + size;
 }
 
-/* The kernel has just written these pages of the new program's stack, and nobody
- * has run there since: what is read is what the program gets. */
-INLINE u64 read_argv(const struct config *cfg, struct scratch *s, void *task, u64 at)
+INLINE u64 append_filenames(const struct config *cfg, struct scratch *s, void *bprm)
 {
-    struct exec_record *r = &s->record;
-    void *mm = follow(task, cfg->offset_task_mm);
-    char *start = follow(mm, cfg->offset_mm_arg_start);
-    char *end = follow(mm, cfg->offset_mm_arg_end);
-    u64 size = end - start;
+    const char *filename = follow(bprm, cfg->offset_bprm_filename);
+    const char *interp = follow(bprm, cfg->offset_bprm_interp);
+    u64 at = append_filename(s, filename);
 
-    if (size > cfg->argv_size) {
-        size = cfg->argv_size;
-        r->flags |= FLAG_ARGV_TRUNCATED;
+    if (interp == filename) {
+        s->record.valid |= VALID_INTERP;
+        return at;
     }
+    return append_interp(s, interp, at);
+}
+
+/* Where the arguments of the program are, and how many bytes of them to take. The
+ * kernel has just written these pages of the new program's stack, and nobody has
+ * run there since: what is read is what the program gets. */
+INLINE u64 argv_of(const struct config *cfg, struct record *r, void *task, const char **start)
+{
+    void *mm = follow(task, cfg->offset_task_mm);
+    const char *end = follow(mm, cfg->offset_mm_arg_end);
+    u64 size;
+
+    *start = follow(mm, cfg->offset_mm_arg_start);
+    size = end - *start;
+    if (size <= cfg->argv_size)
+        return size;
+    r->flags |= FLAG_ARGV_TRUNCATED;
+    return cfg->argv_size;
+}
+
+INLINE void argv_unreadable(struct record *r)
+{
+    r->flags = (r->flags & ~FLAG_ARGV_TRUNCATED) | FLAG_ARGV_UNREADABLE;
+    r->argv_size = 0;
+}
+
+INLINE u64 append_argv(struct scratch *s, const char *start, u64 size, u64 at)
+{
     at = opaque(at);
     size = opaque(size);
     if (at > 2 * PATH_SIZE_MAX || size > ARGV_SIZE_MAX)
         return at;
-    if (!start || bpf_probe_read_user(s->data + at, size, start)) {
-        r->flags = (r->flags & ~FLAG_ARGV_TRUNCATED) | FLAG_ARGV_UNREADABLE;
+    if (bpf_probe_read_user(s->data + at, size, start)) {
+        argv_unreadable(&s->record);
         return at;
     }
-    r->argv_size = size;
+    s->record.argv_size = size;
     return at + size;
 }
 
-INLINE u64 read_strings(const struct config *cfg, struct scratch *s, void *task, void *bprm)
-{
-    const char *filename = follow(bprm, cfg->offset_bprm_filename);
-    const char *interp = follow(bprm, cfg->offset_bprm_interp);
-    u64 at = read_filename(s, filename);
+/* ---- Out: into the buffer ------------------------------------------------------- */
 
-    s->record.argc = number(bprm, cfg->offset_bprm_argc);
-    if (interp == filename)
-        s->record.valid |= VALID_INTERP;
-    else
-        at = read_interp(s, interp, at);
-    return read_argv(cfg, s, task, at);
+/* BCC 0.18 and 0.26 have no method for bpf_ringbuf_query, but turn a method's call
+ * into a call of the helper with the map in its first argument, and then compile
+ * that text: so an output of size 0 can be made to mean the query. */
+static long (*ringbuf_query)(void *ring, u64 flags) = (void *)134;
+#define bpf_ringbuf_output(ring, data, size, flags) \
+    ((size) == 0 ? ringbuf_query(ring, flags) : bpf_ringbuf_output(ring, data, size, flags))
+
+/* Whether the ring holds less than `room` bytes: what is frequent and of lesser
+ * value stops before it is full, and leaves the rest to what matters. */
+INLINE bool has_room(struct record *r, u32 room)
+{
+    return (u64)events.ringbuf_output(r, 0, 0 /* BPF_RB_AVAIL_DATA */) < room;
 }
 
-/* ---- Programs ---------------------------------------------------------------- */
+/* Hand over `size` bytes of data and the head before them. */
+INLINE void emit(void *ctx, const struct config *cfg, struct counters *count, struct scratch *s, u64 size)
+{
+    struct record *r = &s->record;
+    long lost;
 
-/* args: struct task_struct *p, pid_t old_pid, struct linux_binprm *bprm */
+    size = opaque(size + sizeof(*r));
+    if (size > sizeof(*s) || size < sizeof(*r))
+        return;
+    r->size = size;
+    r->lost = count->lost;
+    r->boottime_ns = bpf_ktime_get_boot_ns();
+    if (cfg->perf)
+        lost = perf_events.perf_submit(ctx, s, size);
+    else
+        /* Wakes the reader only if it had read all there was (BPF_RB_NO_WAKEUP is not
+         * set); while it waits out its latency, nobody is woken and nobody pays. */
+        lost = events.ringbuf_output(s, size, 0);
+    if (lost)
+        count->lost++;
+}
+
+/* More arguments than a scratch buffer holds: straight into the ring, where room
+ * can only be had in sizes that the verifier knows. */
+INLINE void emit_in_room(struct counters *count, struct scratch *s, const char *start, u64 size, u64 at,
+                         u64 room_size)
+{
+    struct record *r = &s->record;
+    char *room = events.ringbuf_reserve(room_size);
+
+    if (!room) {
+        count->lost++;
+        return;
+    }
+    at = opaque(at + sizeof(*r));
+    size = opaque(size);
+    if (at > sizeof(*r) + 2 * PATH_SIZE_MAX || size > room_size - LARGE_HEAD_MAX) {
+        events.ringbuf_discard(room, 0);
+        count->lost++;
+        return;
+    }
+    r->lost = count->lost;
+    r->argv_size = size;
+    r->size = at + size;
+    if (bpf_probe_read_user(room + at, size, start)) {
+        argv_unreadable(r);
+        r->size = at;
+    }
+    r->boottime_ns = bpf_ktime_get_boot_ns();
+    bpf_probe_read_kernel(room, at, s);
+    events.ringbuf_submit(room, 0);
+}
+
+INLINE void emit_large(struct counters *count, struct scratch *s, const char *start, u64 size, u64 at)
+{
+    if (size <= (64 << 10) - LARGE_HEAD_MAX)
+        emit_in_room(count, s, start, size, at, 64 << 10);
+    else if (size <= (256 << 10) - LARGE_HEAD_MAX)
+        emit_in_room(count, s, start, size, at, 256 << 10);
+    else if (size <= (1 << 20) - LARGE_HEAD_MAX)
+        emit_in_room(count, s, start, size, at, 1 << 20);
+    else
+        emit_in_room(count, s, start, size, at, (2 << 20) + LARGE_HEAD_MAX);
+}
+
+/* ---- What happened ---------------------------------------------------------------- */
+
+/* The buffers of one kind of event, looked up together. */
+struct kind {
+    struct config *cfg;
+    struct counters *count;
+    struct scratch *s;
+};
+
+INLINE bool begin(struct kind *k, u32 kind)
+{
+    u32 zero = 0;
+
+    k->cfg = config.lookup(&zero);
+    k->count = counters.lookup(&kind);
+    k->s = scratch.lookup(&kind);
+    if (!k->cfg || !k->count || !k->s)
+        return false;
+    __builtin_memset(&k->s->record, 0, sizeof(struct record));
+    k->s->record.kind = kind;
+    return true;
+}
+
+/* args: struct task_struct *p, pid_t old_pid, struct linux_binprm *bprm
+ *
+ * `task` leads its thread group by now, whichever thread called exec, and old_pid
+ * is that thread's id before (exec_binprm in fs/exec.c). */
 INLINE int on_exec(struct bpf_raw_tracepoint_args *ctx, bool nested)
 {
     void *task = (void *)ctx->args[0];
     u32 old_pid = ctx->args[1];
     void *bprm = (void *)ctx->args[2];
-    int zero = 0;
-    struct config *cfg = config.lookup(&zero);
-    struct counters *count = counters.lookup(&zero);
-    struct scratch *s = scratch.lookup(&zero);
+    struct kind k;
 
-    if (!cfg || !count || !s)
+    if (!begin(&k, KIND_EXEC))
         return 0;
-    count->seen++;
+    struct config *cfg = k.cfg;
+    struct record *r = &k.s->record;
+    k.count->seen++;
 
-    struct exec_record *r = &s->record;
-    __builtin_memset(r, 0, sizeof(*r));
-    r->kind = KIND_EXEC;
-    read_identity(cfg, r, task, old_pid, nested);
+    read_identity(cfg, r, task, nested);
+    /* The kernel has already freed the caller's own id in other namespaces. */
+    r->tid = nested ? r->pid : old_pid;
+    if (cfg->exits) {
+        u64 now = bpf_ktime_get_boot_ns();
+        exec_times.update(&r->host_pid, &now);
+    }
     if (!r->pid || !passes(cfg, r)) {
-        count->filtered++;
+        k.count->filtered++;
         return 0;
     }
 
-    u64 size = sizeof(*r) + read_strings(cfg, s, task, bprm);
+    const char *start;
+    u64 at = append_filenames(cfg, k.s, bprm);
+    u64 size = argv_of(cfg, r, task, &start);
+    r->argc = number(bprm, cfg->offset_bprm_argc);
+    if (size > ARGV_SIZE_MAX) {
+        emit_large(k.count, k.s, start, size, at);
+    } else {
+        at = append_argv(k.s, start, size, at);
+        emit(ctx, cfg, k.count, k.s, at);
+    }
     if (r->flags & FLAG_ARGV_UNREADABLE)
-        count->argv_unreadable++;
+        k.count->argv_unreadable++;
     if (r->flags & FLAG_ARGV_TRUNCATED)
-        count->argv_truncated++;
-
-    size = opaque(size);
-    if (size > sizeof(*s))
-        return 0;
-    r->size = size;
-    r->lost = count->lost;
-    r->boottime_ns = bpf_ktime_get_boot_ns();
-    /* Wakes the reader only if it had read all there was (BPF_RB_NO_WAKEUP is not
-     * set); while it waits out its latency, nobody is woken and nobody pays. */
-    if (events.ringbuf_output(s, size, 0))
-        count->lost++;
+        k.count->argv_truncated++;
     return 0;
 }
 
-/* args: struct task_struct *parent, struct task_struct *child */
-INLINE int on_fork(struct bpf_raw_tracepoint_args *ctx, bool nested)
+/* ---- Failed attempts --------------------------------------------------------------- */
+
+/* Where a call has its arguments. */
+struct call {
+    u64 filename;
+    u64 argv;
+    bool compat; /* pointers of 4 bytes */
+};
+
+INLINE u64 argument(const void *regs, u32 offset)
 {
-    void *child = (void *)ctx->args[1];
-    int zero = 0;
+    u64 value = 0;
+    return read_member(&value, sizeof(value), regs, offset) ? value : 0;
+}
+
+/* Numbers of arch/x86/entry/syscalls: execve and execveat, as called by programs of
+ * 64 bits, of x32, and of 32 bits. Whether a call came in by the 32-bit entry is
+ * told by TS_COMPAT, which the kernel clears on the way out. */
+#define TS_COMPAT 2
+#define X32_BIT 0x40000000
+
+INLINE bool is_exec(const struct config *cfg, const void *regs, struct call *call)
+{
+    u32 nr = argument(regs, cfg->offset_regs_orig_ax);
+    bool at; /* execveat: a directory comes first */
+
+    /* What nearly every call leaves by. */
+    if (nr != 59 && nr != 322 && nr != 11 && nr != 358 && nr != (X32_BIT | 520) && nr != (X32_BIT | 545))
+        return false;
+    void *task = (void *)bpf_get_current_task();
+    call->compat = number(task, cfg->offset_task_thread_status) & TS_COMPAT;
+    if (call->compat) {
+        at = nr == 358;
+        if (nr != 11 && !at)
+            return false;
+        call->filename = (u32)argument(regs, at ? cfg->offset_regs_cx : cfg->offset_regs_bx);
+        call->argv = (u32)argument(regs, at ? cfg->offset_regs_dx : cfg->offset_regs_cx);
+        return true;
+    }
+    if (nr == 11 || nr == 358)
+        return false;
+    at = nr == 322 || nr == (X32_BIT | 545);
+    call->filename = argument(regs, at ? cfg->offset_regs_si : cfg->offset_regs_di);
+    call->argv = argument(regs, at ? cfg->offset_regs_dx : cfg->offset_regs_si);
+    /* x32 has pointers of 4 bytes too, but not this kernel's flag. */
+    call->compat = nr & X32_BIT;
+    return true;
+}
+
+INLINE bool read_pointer(u64 *pointer, u64 at, bool compat)
+{
+    *pointer = 0;
+    return bpf_probe_read_user(pointer, 4, (void *)at) == 0 &&
+           (compat || bpf_probe_read_user(pointer, 8, (void *)at) == 0);
+}
+
+/* The arguments, from where the caller keeps them. */
+INLINE u64 append_pointers(const struct config *cfg, struct scratch *s, const struct call *call, u64 at)
+{
+    struct record *r = &s->record;
+    u64 pointer, begun = at;
+
+    for (u32 i = 0; i < FAILED_ARGS_MAX; i++) {
+        if (!read_pointer(&pointer, call->argv + i * (call->compat ? 4 : 8), call->compat))
+            goto unreadable;
+        if (!pointer)
+            return at;
+        at = opaque(at);
+        if (at > PATH_SIZE_MAX + ARGV_SIZE_MAX || at - begun >= cfg->argv_size)
+            break;
+        u64 size = opaque(bpf_probe_read_user_str(s->data + at, PATH_SIZE_MAX, (void *)pointer));
+        if (size > PATH_SIZE_MAX)
+            goto unreadable;
+        at += size;
+        r->argv_size += size;
+        r->argc++;
+        if (size == PATH_SIZE_MAX) /* perhaps cut */
+            break;
+    }
+    r->flags |= FLAG_ARGV_TRUNCATED;
+    return at;
+unreadable:
+    argv_unreadable(r);
+    return begun;
+}
+
+/* args: struct pt_regs *regs, long ret
+ *
+ * At the end of every system call of every task: whoever comes here for nothing has
+ * to be gone at once. */
+INLINE int on_sys_exit(struct bpf_raw_tracepoint_args *ctx, bool nested)
+{
+    long result = (long)ctx->args[1];
+    struct call call;
+    struct kind k;
+    u32 zero = 0;
+
+    /* ERESTARTSYS (512) and up are between the kernel and itself. */
+    if (result >= 0 || result <= -512)
+        return 0;
     struct config *cfg = config.lookup(&zero);
-    struct counters *count = counters.lookup(&zero);
-
-    if (!cfg || !count)
+    if (!cfg || !is_exec(cfg, (void *)ctx->args[0], &call))
         return 0;
-    /* A thread is not a process. */
-    if (number(child, cfg->offset_task_pid) != number(child, cfg->offset_task_tgid))
+    if (!begin(&k, KIND_FAILED))
         return 0;
+    struct record *r = &k.s->record;
+    k.count->seen++;
+    /* Before anything is read: a loop of these comes here a million times a second. */
+    r->lost = k.count->lost;
+    if (!cfg->perf && !has_room(r, cfg->room_failed)) {
+        k.count->lost++;
+        return 0;
+    }
+    void *task = (void *)bpf_get_current_task();
+    read_identity(cfg, r, follow(task, cfg->offset_task_group_leader), nested);
+    r->tid = nested ? r->pid : (u32)bpf_get_current_pid_tgid();
+    r->status = -result;
+    if (!r->pid || !passes(cfg, r)) {
+        k.count->filtered++;
+        return 0;
+    }
+    u64 at = opaque(bpf_probe_read_user_str(k.s->data, PATH_SIZE_MAX, (void *)call.filename));
+    if (at > PATH_SIZE_MAX)
+        at = 0;
+    r->filename_size = at;
+    at = append_pointers(cfg, k.s, &call, at);
+    emit(ctx, cfg, k.count, k.s, at);
+    return 0;
+}
 
+/* ---- Processes that start and end ---------------------------------------------------- */
+
+/* The tree of a filter's descendants_of grows: returns nothing, for the filter that
+ * comes behind looks into the map. */
+INLINE void follow_child(const struct config *cfg, struct counters *count, void *child, bool nested)
+{
     void *task = (void *)bpf_get_current_task();
     void *leader = follow(task, cfg->offset_task_group_leader);
     u32 parent_pid = visible_pid(cfg, leader, nested);
@@ -394,31 +634,126 @@ INLINE int on_fork(struct bpf_raw_tracepoint_args *ctx, bool nested)
     }
     if (member.parts && tree.update(&child_pid, &member))
         count->tree_full++;
+}
+
+/* args: struct task_struct *parent, struct task_struct *child */
+INLINE int on_fork(struct bpf_raw_tracepoint_args *ctx, bool nested)
+{
+    void *child = (void *)ctx->args[1];
+    struct kind k;
+
+    if (!begin(&k, KIND_FORK))
+        return 0;
+    struct config *cfg = k.cfg;
+    struct record *r = &k.s->record;
+    /* A thread is not a process. */
+    if (number(child, cfg->offset_task_pid) != number(child, cfg->offset_task_tgid))
+        return 0;
+    if (cfg->tree)
+        follow_child(cfg, k.count, child, nested);
+    if (!cfg->forks)
+        return 0;
+    k.count->seen++;
+    read_identity(cfg, r, child, nested);
+    r->tid = r->pid;
+    if (!r->pid || !passes(cfg, r)) {
+        k.count->filtered++;
+        return 0;
+    }
+    if (!cfg->perf && !has_room(r, cfg->room_process))
+        k.count->lost++;
+    else
+        emit(ctx, cfg, k.count, k.s, 0);
     return 0;
 }
 
-/* args: struct task_struct *p (and more since Linux 6.16, not read here) */
+#define SIGNAL_GROUP_EXIT 4
+
+/* As wait(2) gives it. */
+INLINE u32 exit_status(const struct config *cfg, void *signal, void *leader)
+{
+    if (number(signal, cfg->offset_signal_flags) & SIGNAL_GROUP_EXIT)
+        return number(signal, cfg->offset_signal_group_exit_code);
+    return number(leader, cfg->offset_task_exit_code);
+}
+
+INLINE void read_exec_time(struct record *r)
+{
+    u64 *executed = exec_times.lookup(&r->host_pid);
+
+    /* An older one is of the process that had this pid before. */
+    if (executed && *executed >= r->start_boottime_ns) {
+        r->exec_boottime_ns = *executed;
+        r->valid |= VALID_EXEC_TIME;
+    }
+    exec_times.delete(&r->host_pid);
+}
+
+/* The last thread of a process is going. */
+INLINE int on_last_exit(void *ctx, struct kind *k, void *task, void *signal, bool nested)
+{
+    struct config *cfg = k->cfg;
+    struct record *r = &k->s->record;
+    void *leader = follow(task, cfg->offset_task_group_leader);
+
+    if (cfg->exits) {
+        k->count->seen++;
+        read_identity(cfg, r, leader, nested);
+        r->tid = nested ? r->pid : (u32)bpf_get_current_pid_tgid();
+        read_exec_time(r);
+        r->status = exit_status(cfg, signal, leader);
+        if (!r->pid || !passes(cfg, r))
+            k->count->filtered++;
+        else if (!cfg->perf && !has_room(r, cfg->room_process))
+            k->count->lost++;
+        else
+            emit(ctx, cfg, k->count, k->s, 0);
+    }
+    if (cfg->tree) {
+        u32 pid = visible_pid(cfg, leader, nested);
+        if (pid)
+            tree.delete(&pid);
+    }
+    return 0;
+}
+
+/* args: struct task_struct *p, bool group_dead
+ * The second since Linux 6.16 ("exit: move and extend sched_process_exit()
+ * tracepoint"); a program that reads it does not attach to older ones. */
+INLINE int on_exit_group_dead(struct bpf_raw_tracepoint_args *ctx, bool nested)
+{
+    void *task = (void *)ctx->args[0];
+    bool group_dead = ctx->args[1];
+    struct kind k;
+
+    if (!group_dead || !begin(&k, KIND_EXIT))
+        return 0;
+    return on_last_exit(ctx, &k, task, follow(task, k.cfg->offset_task_signal), nested);
+}
+
+/* args: struct task_struct *p */
 INLINE int on_exit(struct bpf_raw_tracepoint_args *ctx, bool nested)
 {
     void *task = (void *)ctx->args[0];
-    int zero = 0;
-    struct config *cfg = config.lookup(&zero);
+    struct exit_key key = {};
+    u8 one = 1;
+    struct kind k;
 
-    if (!cfg)
+    if (!begin(&k, KIND_EXIT))
         return 0;
-    /* Threads that exit at once may both see 0 here; a second delete does nothing. */
-    void *signal = follow(task, cfg->offset_task_signal);
-    if (number(signal, cfg->offset_signal_live))
+    void *signal = follow(task, k.cfg->offset_task_signal);
+    void *leader = follow(task, k.cfg->offset_task_group_leader);
+    if (number(signal, k.cfg->offset_signal_live))
         return 0;
-
-    u32 pid = visible_pid(cfg, follow(task, cfg->offset_task_group_leader), nested);
-    if (pid)
-        tree.delete(&pid);
-    return 0;
+    /* Threads that go at once may each see the last one's zero: the first of them counts. */
+    key.host_pid = number(leader, k.cfg->offset_task_tgid);
+    read_member(&key.start_boottime_ns, sizeof(u64), leader, k.cfg->offset_task_start_boottime);
+    if (k.cfg->exits && ended.insert(&key, &one))
+        return 0;
+    return on_last_exit(ctx, &k, task, signal, nested);
 }
 
-/* Two of each, see visible_pid; fork and exit are only loaded where a filter names
- * a tree of processes. */
+/* ---- Programs: two of each, see visible_pid ---------------------------------------- */
 
 RAW_TRACEPOINT_PROBE(sched_process_exec)
 {
@@ -448,4 +783,24 @@ RAW_TRACEPOINT_PROBE(sched_process_exit)
 RAW_TRACEPOINT_PROBE(sched_process_exit__nested)
 {
     return on_exit(ctx, true);
+}
+
+RAW_TRACEPOINT_PROBE(sched_process_exit__group_dead)
+{
+    return on_exit_group_dead(ctx, false);
+}
+
+RAW_TRACEPOINT_PROBE(sched_process_exit__group_dead_nested)
+{
+    return on_exit_group_dead(ctx, true);
+}
+
+RAW_TRACEPOINT_PROBE(sys_exit)
+{
+    return on_sys_exit(ctx, false);
+}
+
+RAW_TRACEPOINT_PROBE(sys_exit__nested)
+{
+    return on_sys_exit(ctx, true);
 }

@@ -1,6 +1,10 @@
 /* Made by `nox -s images` from execwatch/wire.py, which explains it. Do not edit. */
 
-#define KIND_EXEC 0x1
+#define KIND_EXEC 0x0
+#define KIND_FAILED 0x1
+#define KIND_FORK 0x2
+#define KIND_EXIT 0x3
+#define KINDS 0x4
 #define FLAG_ARGV_TRUNCATED 0x1
 #define FLAG_ARGV_UNREADABLE 0x2
 #define FLAG_EXCLUDED 0x4
@@ -11,6 +15,7 @@
 #define VALID_CGROUP 0x10
 #define VALID_MNT_NS 0x20
 #define VALID_INTERP 0x40
+#define VALID_EXEC_TIME 0x80
 #define FILTER_UID 0x1
 #define FILTER_PID 0x2
 #define FILTER_PPID 0x4
@@ -23,10 +28,12 @@
 #define ABSENT 0xffffffff
 #define ARGV_SIZE_MAX 0x4000
 #define PATH_SIZE_MAX 0x1000
+#define LARGE_HEAD_MAX 0x4000
 #define COMM_SIZE 0x10
 #define PID_NS_LEVELS 0x21
+#define FAILED_ARGS_MAX 0x80
 
-struct exec_record {
+struct record {
     u32 size;
     u16 kind;
     u16 flags;
@@ -41,13 +48,16 @@ struct exec_record {
     u32 uid;
     u32 gid;
     u32 argc;
+    u32 status;
+    u32 mnt_ns;
     u64 start_boottime_ns;
     u64 parent_start_boottime_ns;
+    u64 exec_boottime_ns;
     u64 cgroup_id;
-    u32 mnt_ns;
     u32 filename_size;
     u32 interp_size;
     u32 argv_size;
+    u32 reserved;
     char comm[16];
     char parent_comm[16];
 };
@@ -61,6 +71,12 @@ struct config {
     u32 exclude;
     u32 exclude_final;
     u32 arming;
+    u32 tree;
+    u32 forks;
+    u32 exits;
+    u32 perf;
+    u32 room_failed;
+    u32 room_process;
     u32 offset_task_pid;
     u32 offset_task_tgid;
     u32 offset_task_real_parent;
@@ -69,10 +85,20 @@ struct config {
     u32 offset_task_comm;
     u32 offset_task_thread_pid;
     u32 offset_task_signal;
+    u32 offset_task_exit_code;
+    u32 offset_task_thread_status;
     u32 offset_task_mm;
     u32 offset_task_nsproxy;
     u32 offset_task_cgroups;
     u32 offset_signal_live;
+    u32 offset_signal_flags;
+    u32 offset_signal_group_exit_code;
+    u32 offset_regs_orig_ax;
+    u32 offset_regs_bx;
+    u32 offset_regs_cx;
+    u32 offset_regs_dx;
+    u32 offset_regs_si;
+    u32 offset_regs_di;
     u32 offset_mm_arg_start;
     u32 offset_mm_arg_end;
     u32 offset_bprm_filename;
@@ -85,6 +111,7 @@ struct config {
     u32 offset_nsproxy_mnt_ns;
     u32 offset_mnt_namespace_inum;
     u32 offset_css_set_subsys;
+    u32 offset_css_set_dfl_cgrp;
     u32 offset_css_cgroup;
     u32 offset_cgroup_kn;
     u32 offset_kernfs_node_id;
@@ -104,6 +131,12 @@ struct tree_value {
 struct fork_value {
     u64 start_ticks;
     u32 parent;
+    u32 reserved;
+};
+
+struct exit_key {
+    u64 start_boottime_ns;
+    u32 host_pid;
     u32 reserved;
 };
 

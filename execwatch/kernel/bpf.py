@@ -36,6 +36,19 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 
 
+def syscall(number: int, *arguments: int) -> int:
+    """Call the kernel.
+
+    Raises:
+        OSError: With the kernel's errno.
+    """
+    result: int = _libc.syscall(ctypes.c_long(number), *map(ctypes.c_long, arguments))
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return result
+
+
 def _bpf(command: int, attributes: bytes) -> int:
     """Call bpf(2).
 
@@ -49,11 +62,7 @@ def _bpf(command: int, attributes: bytes) -> int:
             f"supported architecture: it is {platform.machine()}", hint="x86_64 or aarch64"
         )
     buffer = ctypes.create_string_buffer(attributes, 128)
-    result: int = _libc.syscall(ctypes.c_long(number), ctypes.c_int(command), buffer, ctypes.c_uint(128))
-    if result < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    return result
+    return syscall(number, command, _address(buffer), 128)
 
 
 def _address(buffer: ctypes.Array[ctypes.c_char]) -> int:

@@ -19,6 +19,7 @@ VMLINUX = "/sys/kernel/btf/vmlinux"
 _MAGIC = 0xEB9F
 _PTR, _ARRAY, _STRUCT, _UNION, _ENUM = 2, 3, 4, 5, 6
 _TYPEDEF, _VOLATILE, _CONST, _RESTRICT, _TYPE_TAG = 8, 9, 10, 11, 18
+_FUNC_PROTO = 13
 _SEE_THROUGH = (_TYPEDEF, _VOLATILE, _CONST, _RESTRICT, _TYPE_TAG)
 
 #: Words (of 4 bytes) behind the three of a type's head: fixed, and for each of its ``vlen`` parts.
@@ -35,7 +36,7 @@ _EXTRA = {
     _CONST: (0, 0),
     _RESTRICT: (0, 0),
     12: (0, 0),  # FUNC
-    13: (0, 2),  # FUNC_PROTO
+    _FUNC_PROTO: (0, 2),
     14: (1, 0),  # VAR
     15: (0, 3),  # DATASEC
     16: (0, 0),  # FLOAT
@@ -100,6 +101,17 @@ class Btf:
                 return self._words[part + 1]
         return None
 
+    def parameters(self, typedef: str) -> Optional[int]:
+        """Return how many parameters the function has that ``typedef`` points to; None if there is none."""
+        number = self._names.get((_TYPEDEF, typedef))
+        if number is None:
+            return None
+        at = self._starts[self._resolve(number)]
+        if self._words[at + 1] >> 24 & 0x1F == _PTR:
+            at = self._starts[self._words[at + 2]]
+        info = self._words[at + 1]
+        return info & 0xFFFF if info >> 24 & 0x1F == _FUNC_PROTO else None
+
     def _walk(self) -> array[int]:
         """Return where each type begins, by its number; 0 is void."""
         words, extra, at, end = self._words, _EXTRA, 0, len(self._words)
@@ -116,12 +128,12 @@ class Btf:
         return starts
 
     def _index(self) -> Dict[Tuple[int, str], int]:
-        """Return the number of each structure and enum that is asked for by name."""
+        """Return the number of each type that is asked for by its kind and name."""
         words = self._words
         names: Dict[Tuple[int, int], int] = {}
         for number, at in enumerate(self._starts):
             kind = words[at + 1] >> 24 & 0x1F if number else 0
-            if kind in (_STRUCT, _ENUM) and words[at]:
+            if kind in (_STRUCT, _ENUM, _TYPEDEF) and words[at]:
                 names.setdefault((kind, words[at]), number)
         wanted: Dict[Tuple[int, str], int] = {}
         for (kind, name), number in names.items():

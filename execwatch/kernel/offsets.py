@@ -15,22 +15,28 @@ _NT_GNU_BUILD_ID = 3
 #: Without these there is no event; without another, its field is None.
 _NEEDED = ("task_tgid", "task_start_boottime", "task_mm", "mm_arg_start", "mm_arg_end", "bprm_argc")
 
-#: Beside the offsets: places of cgroup v1 hierarchies in css_set.subsys, an enum that
-#: depends on the kernel's configuration.
+#: Of cgroup v1; their numbers depend on the kernel's configuration.
 _SUBSYSTEMS = ("memory", "pids")
 
 
 def load(cache_directory: Optional[str] = None) -> Dict[str, int]:
-    """Return the offset of each member in ``wire.OFFSETS``, ABSENT where this kernel lacks it.
+    """Return what this kernel's BTF tells, by name.
 
-    ``cgroup_index_memory`` and ``cgroup_index_pids`` stand beside them.
+    ``offset_*`` for each member in ``wire.OFFSETS``, ABSENT where this kernel
+    lacks it; ``cgroup_index_memory`` and ``cgroup_index_pids``: places of cgroup v1
+    hierarchies in css_set.subsys; ``exit_has_group_dead``: 1 where the tracepoint
+    sched_process_exit has that argument.
 
     Raises:
         NotSupportedError: No BTF, or a member is missing that no event can do without.
     """
     build_id = kernel_build_id()
     name = f"offsets-{build_id}" if build_id else None
-    names = [*wire.OFFSETS, *(f"cgroup_index_{s}" for s in _SUBSYSTEMS)]
+    names = [
+        *(f"offset_{member}" for member in wire.OFFSETS),
+        *(f"cgroup_index_{subsystem}" for subsystem in _SUBSYSTEMS),
+        "exit_has_group_dead",
+    ]
     record = struct.Struct(f"<{len(names)}I")
     # Names and paths shape the meaning of the numbers: another set is another file.
     if name:
@@ -47,15 +53,18 @@ def load(cache_directory: Optional[str] = None) -> Dict[str, int]:
 
 def _from_btf(types: btf.Btf) -> Dict[str, int]:
     offsets = {
-        name: _or_absent(types.offset(structure, path)) for name, (structure, path) in wire.OFFSETS.items()
+        f"offset_{name}": _or_absent(types.offset(structure, path))
+        for name, (structure, path) in wire.OFFSETS.items()
     }
     for name in _NEEDED:
-        if offsets[name] == wire.ABSENT:
+        if offsets[f"offset_{name}"] == wire.ABSENT:
             structure, path = wire.OFFSETS[name]
             raise NotSupportedError(f"member {path} in struct {structure}", "5.8")
     for subsystem in _SUBSYSTEMS:
         value = types.enumerator("cgroup_subsys_id", f"{subsystem}_cgrp_id")
         offsets[f"cgroup_index_{subsystem}"] = _or_absent(value)
+    # The first parameter is the probe's own data, the second the task.
+    offsets["exit_has_group_dead"] = int(types.parameters("btf_trace_sched_process_exit") == 3)
     return offsets
 
 
@@ -66,7 +75,7 @@ def _or_absent(value: Optional[int]) -> int:
 def _fingerprint() -> str:
     import zlib
 
-    return f"{zlib.crc32(repr((*wire.OFFSETS.items(), _SUBSYSTEMS)).encode()):08x}"
+    return f"{zlib.crc32(repr((*wire.OFFSETS.items(), _SUBSYSTEMS, 2)).encode()):08x}"
 
 
 def kernel_build_id() -> Optional[str]:

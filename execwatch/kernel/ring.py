@@ -22,6 +22,9 @@ _BUSY, _DISCARD = 1 << 31, 1 << 30
 _LENGTH = _DISCARD - 1
 _HEAD = 8
 
+#: Bytes that one take copies at most, but for a barrier.
+_BATCH = 1 << 20
+
 
 class Ring:
     """One ring buffer map, mapped.
@@ -35,6 +38,7 @@ class Ring:
     """
 
     def __init__(self, fd: int, size: int) -> None:
+        self._fd = fd
         self._size = size
         self._consumer = mmap.mmap(fd, PAGE, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
         self._producer = mmap.mmap(fd, PAGE + 2 * size, mmap.MAP_SHARED, mmap.PROT_READ, offset=PAGE)
@@ -45,26 +49,38 @@ class Ring:
             memoryview(self._producer)[PAGE:].cast("I"),
         )
 
-    def produced(self) -> int:
-        """Return the producer's position: every record reserved so far lies before it."""
-        return self._views[1][0]
+    start = 0
 
-    def take(self, position: int, end: int, limit: int) -> Tuple[bytes, List[int], int]:
+    def fileno(self) -> int:
+        """Return the map: it polls readable while there is a record behind what was released."""
+        return self._fd
+
+    def take(self, position: int, barrier: bool) -> Tuple[bytes, List[int], int]:
         """Copy the finished records from ``position`` on.
 
         Args:
-            position: Where the last take ended; 0 at first.
-            end: Not beyond this position.
-            limit: About how many bytes at most.
+            position: Where the last take ended.
+            barrier: Take all that was reserved before the call, and wait for those
+                that are still being written: a program on another CPU, microseconds.
+                Otherwise stop there, and after about a megabyte.
 
         Returns:
             The bytes of the records, where in them each record's data begins, and
-            the position behind. It stops early at a record that is still being written.
+            the position behind.
         """
-        words, mask = self._views[2], self._size - 1
-        at, stop = position, min(end, position + limit)
+        end = self._views[1][0]
         starts: List[int] = []
-        append = starts.append
+        at = self._scan(position, end if barrier else min(end, position + _BATCH), position, starts)
+        while barrier and at < end:
+            at = self._scan(at, end, position, starts)
+        with self._barrier:
+            pass
+        begin = PAGE + (position & (self._size - 1))
+        return self._producer[begin : begin + at - position], starts, at
+
+    def _scan(self, at: int, stop: int, position: int, starts: List[int]) -> int:
+        """Note where finished records begin, relative to ``position``; return the position behind."""
+        words, mask, append = self._views[2], self._size - 1, starts.append
         while at < stop:
             head = words[(at & mask) >> 2]
             if head & _BUSY:
@@ -72,10 +88,7 @@ class Ring:
             if not head & _DISCARD:
                 append(at - position + _HEAD)
             at += ((head & _LENGTH) + _HEAD + 7) & ~7
-        with self._barrier:
-            pass
-        begin = PAGE + (position & mask)
-        return self._producer[begin : begin + at - position], starts, at
+        return at
 
     def release(self, position: int) -> None:
         """Give the kernel back all that lies before ``position``."""

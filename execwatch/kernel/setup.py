@@ -1,0 +1,158 @@
+"""What a tracer's options mean for the kernel: which programs, how large maps, what configuration."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Mapping, Optional
+
+import attrs
+
+from execwatch import wire
+from execwatch.errors import NotSupportedError
+from execwatch.kernel import filtering, loader, offsets
+
+#: inode of the initial pid namespace: PROC_PID_INIT_INO, include/linux/proc_ns.h.
+_INITIAL_PID_NS = 0xEFFFFFFC
+
+#: Unix time moved so much against the time since boot: the clock was set.
+_CLOCK_STEP_NS = 1_000_000
+
+#: Of the ring: how much of it what is frequent and of lesser value may fill.
+_SHARE_FAILED, _SHARE_PROCESS = 0.5, 0.75
+
+#: Processes whose end is remembered, so that it is told once. It only has to
+#: outlast the microseconds in which several threads of one process go.
+_ENDED = 4096
+
+
+@attrs.frozen
+class Options:
+    """A tracer's own options, as :class:`~execwatch.ExecTracer` explains them."""
+
+    failed: bool
+    forks: bool
+    exits: bool
+    buffer: str
+    buffer_size: int
+    argv_size: int
+
+
+@attrs.frozen
+class Setup:
+    """What to load.
+
+    Attributes:
+        programs: The kind that each program counts for, by the program's name; in the order to attach.
+        sizes: Entries of those maps whose size isn't the image's.
+        config: Members of ``wire.CONFIG``.
+    """
+
+    programs: Mapping[str, str]
+    sizes: Mapping[str, int]
+    config: Mapping[str, int]
+
+
+def plan(options: Options, kernel_filter: filtering.KernelFilter, clock: wire.Clock) -> Setup:
+    """Work out what to load on this kernel.
+
+    Raises:
+        NotSupportedError: The kernel or machine lacks what an option needs.
+    """
+    found = offsets.load()
+    namespace = _pid_namespace()
+    tree = bool(kernel_filter.roots)
+    if options.failed and found["offset_regs_orig_ax"] == wire.ABSENT:
+        raise NotSupportedError("failed execs on this architecture", hint="x86_64 has them")
+    chosen = {"exec": "sched_process_exec"}
+    if options.forks or tree:
+        chosen["fork"] = "sched_process_fork"
+    if options.exits or tree:
+        chosen["exit"] = "sched_process_exit" + ("__group_dead" if found["exit_has_group_dead"] else "")
+    if options.failed:
+        chosen["failed_exec"] = "sys_exit"
+    perf = options.buffer == "perf"
+    processes = _pid_limit()
+    return Setup(
+        # Execs last: until then what they need is not in place.
+        programs={_program(target, bool(namespace)): kind for kind, target in reversed(chosen.items())},
+        sizes={
+            "events": 4096 * 16 if perf else options.buffer_size,
+            "perf_events": loader.possible_cpus(),
+            "filters": max(1, len(kernel_filter.entries)),
+            "tree": processes if tree else 1,
+            "forks": processes if tree else 1,
+            "exec_times": processes if options.exits else 1,
+            "ended": _ENDED if options.exits else 1,
+        },
+        config={
+            **{name: value for name, value in found.items() if name.startswith("offset_")},
+            **kernel_filter.config,
+            "pid_ns": namespace,
+            "tick_ns": clock.tick_ns,
+            "cgroup_index": _cgroup_index(found),
+            "argv_size": options.argv_size,
+            "tree": tree,
+            "forks": options.forks,
+            "exits": options.exits,
+            "perf": perf,
+            "room_failed": int(options.buffer_size * _SHARE_FAILED),
+            "room_process": int(options.buffer_size * _SHARE_PROCESS),
+        },
+    )
+
+
+def _program(target: str, nested: bool) -> str:
+    suffix = "" if not nested else "_nested" if "__" in target else "__nested"
+    return f"raw_tracepoint__{target}{suffix}"
+
+
+def _pid_limit() -> int:
+    with open("/proc/sys/kernel/pid_max") as file:
+        # Preallocated, about 80 bytes each.
+        return min(int(file.read()), 65536)
+
+
+def _pid_namespace() -> int:
+    """Return the inode of this process's pid namespace; 0 where that is the initial one."""
+    inode = os.stat("/proc/self/ns/pid").st_ino
+    return 0 if inode == _INITIAL_PID_NS else inode
+
+
+def _cgroup_index(found: Mapping[str, int]) -> int:
+    """Which v1 hierarchy tells a task's cgroup; ABSENT for cgroup v2.
+
+    /proc/cgroups shows a hierarchy number above 0 where a controller is mounted as v1.
+    """
+    mounted = {}
+    try:
+        with open("/proc/cgroups") as file:
+            for line in file:
+                name, hierarchy, *_ = line.split()
+                mounted[name] = hierarchy
+    except FileNotFoundError:
+        pass
+    for controller in ("memory", "pids"):
+        if mounted.get(controller, "0") != "0":
+            return found[f"cgroup_index_{controller}"]
+    return wire.ABSENT
+
+
+def read_clock(previous: Optional[wire.Clock] = None) -> wire.Clock:
+    """Return the clock; the previous one as long as nobody set the time."""
+    offset = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    if previous is not None:
+        if abs(offset - previous.offset_ns) < _CLOCK_STEP_NS:
+            return previous
+        return wire.Clock(previous.boot_id, previous.tick_ns, offset)
+    with open("/proc/sys/kernel/random/boot_id") as file:
+        boot_id = file.read().strip().replace("-", "")
+    return wire.Clock(boot_id, 1_000_000_000 // os.sysconf("SC_CLK_TCK"), offset)
+
+
+def ring_size(buffer_size: int) -> int:
+    """Return the size that the kernel accepts: a power of two and whole pages, rounded up."""
+    size = os.sysconf("SC_PAGESIZE")
+    while size < buffer_size:
+        size *= 2
+    return size
