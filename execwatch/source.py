@@ -96,7 +96,10 @@ class ListSource:
         self._events = events
         self._filtered = filtered
         self._execs = sum(event.kind == "exec" for event in events)
-        self._lost = sum(event.count for event in events if event.kind == "lost")
+        self._lost = {"buffer_full": 0, "skipped": 0}
+        for event in events:
+            if event.kind == "lost":
+                self._lost[event.reason] += event.count
 
     def fileno(self) -> None:
         return None
@@ -112,8 +115,8 @@ class ListSource:
         pass
 
     def counts(self) -> Counts:
-        seen = self._execs + self._filtered + self._lost
-        return Counts(seen=seen, filtered=self._filtered, buffer_full=self._lost)
+        seen = self._execs + self._filtered + sum(self._lost.values())
+        return Counts(seen=seen, filtered=self._filtered, **self._lost)
 
     def detach(self) -> None:
         pass

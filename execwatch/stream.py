@@ -7,6 +7,7 @@ middle of anything) finds the state from before or from after, never between.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import threading
@@ -18,6 +19,9 @@ from typing import Any, Deque, List, NamedTuple, Optional
 from execwatch.errors import StateError
 from execwatch.events import AnyEvent, KindStats, LostCounts, Stats
 from execwatch.source import Source
+
+
+FORKED = "this tracer belongs to the process that forked; make one here"
 
 
 class _State(NamedTuple):
@@ -72,10 +76,13 @@ class Stream:
         event = queue[0]
         try:
             queue.popleft()
+            if not queue:
+                self._tell()
             return event
         except BaseException:  # Ctrl-C, before the caller has it
             if not (queue and queue[0] is event):
                 queue.appendleft(event)
+            self._tell()
             raise
 
     def pop_all(self) -> List[AnyEvent]:
@@ -89,6 +96,7 @@ class Stream:
         except BaseException:  # Ctrl-C, before the caller has them
             if not queue:
                 queue.extend(events)
+            self._tell()
             raise
 
     def fill(
@@ -138,6 +146,7 @@ class Stream:
         # A gap that no record follows is told when the reader has caught up.
         gaps = self._source.gaps(batch.position) if barrier or not batch.taken else None
         if batch.position == state.position and not (gaps and gaps.position != state.position):
+            self._source.release(state.position)  # again: Ctrl-C may have come before the last one
             return
         queue = state.queue
         if batch.events or (gaps and gaps.events):
@@ -160,7 +169,13 @@ class Stream:
             self._wake.wait_stop(self.latency(deadline))
 
     def ended(self) -> bool:
-        """Whether nothing will come any more."""
+        """Whether nothing will come any more.
+
+        Raises:
+            StateError: This is a forked child.
+        """
+        if self.forked:
+            raise StateError(FORKED)
         return self._closing or (self._drained and not self._state.queue)
 
     # -- Waiting elsewhere -----------------------------------------------------------
@@ -228,6 +243,7 @@ class Stream:
             self._closing = True
             self._source.close()
             self._wake.close()
+            self._state.queue.clear()
 
     # -- Counting -----------------------------------------------------------------------
 
@@ -262,7 +278,7 @@ class Stream:
 
 
 class _Pipe:
-    """A pipe that is closed when the last reference goes.
+    """A pipe that never blocks and is closed when the last reference goes.
 
     So stop() in one thread may write while close() in another lets go: the
     descriptor can't become somebody else's file in between.
@@ -270,6 +286,18 @@ class _Pipe:
 
     def __init__(self) -> None:
         self.read_end, self.write_end = os.pipe()
+        for end in (self.read_end, self.write_end):
+            os.set_blocking(end, False)
+
+    def fill(self) -> None:
+        """Be readable."""
+        with contextlib.suppress(BlockingIOError):  # full: it is readable
+            os.write(self.write_end, b"\0")
+
+    def drain(self) -> None:
+        """Be readable no more."""
+        with contextlib.suppress(BlockingIOError):  # empty
+            os.read(self.read_end, 4096)
 
     def __del__(self) -> None:
         os.close(self.read_end)
@@ -300,7 +328,8 @@ class _Wake:
 
     def wait(self, timeout: Optional[float]) -> bool:
         """Wait for the source or stop; False at the timeout."""
-        return bool(self._poll.poll(None if timeout is None else timeout * 1000))
+        # poll() takes no more than 24 days; who waits comes again after a wait in vain.
+        return bool(self._poll.poll(None if timeout is None else min(timeout, 86400.0) * 1000))
 
     def wait_stop(self, timeout: float) -> None:
         self._poll_stop.poll(timeout * 1000)
@@ -309,7 +338,7 @@ class _Wake:
         """Be readable from now on."""
         pipe = self._stop
         if pipe is not None:
-            os.write(pipe.write_end, b"\0")
+            pipe.fill()
 
     def export(self) -> int:
         if self._epoll is None:
@@ -324,13 +353,16 @@ class _Wake:
 
     def tell(self, waiting: bool) -> None:
         """Make the exported descriptor readable, or not, for the sake of the queue."""
-        if self._queue is None or waiting == self._told:
+        queue = self._queue  # another thread may close
+        if queue is None or waiting == self._told:
             return
-        self._told = waiting
+        # In this order, so that Ctrl-C in between can only leave it readable in vain.
         if waiting:
-            os.write(self._queue.write_end, b"\0")
+            queue.fill()
+            self._told = True
         else:
-            os.read(self._queue.read_end, 1)
+            self._told = False
+            queue.drain()
 
     def close(self) -> None:
         if self._epoll is not None:

@@ -26,7 +26,7 @@ from execwatch.events import Event, ExecEvent, LostEvents, Stats
 from execwatch.filters import Filter, Matcher
 from execwatch.iterators import AsyncEvents, Events, fill
 from execwatch.source import Source
-from execwatch.stream import Stream
+from execwatch.stream import FORKED, Stream
 
 E_co = TypeVar("E_co", bound=Event, default=ExecEvent, covariant=True)
 _F = TypeVar("_F", bound=Callable[..., object])
@@ -195,9 +195,13 @@ class ExecTracer(Generic[E_co]):
 
     def __del__(self) -> None:
         stream: Optional[Stream] = getattr(self, "_stream", None)
-        if stream is not None and not stream.closed:
-            warnings.warn(f"{self!r} was never closed", ResourceWarning, stacklevel=2, source=self)
-            stream.close()
+        if stream is None or stream.forked:
+            return
+        try:
+            if not stream.closed:
+                warnings.warn(f"{self!r} was never closed", ResourceWarning, stacklevel=2, source=self)
+        finally:
+            stream.close()  # also where Ctrl-C cut an earlier one short
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "new" if self._stream is None else "started"
@@ -293,8 +297,7 @@ class ExecTracer(Generic[E_co]):
     def _register(
         self, kind: str, fn: Optional[_F], where: Optional[Filter]
     ) -> Union[_F, Callable[[_F], _F]]:
-        if self._closed:
-            raise StateError("the tracer is closed")
+        self._check_alive()
         if where is not None and not isinstance(where, Filter):
             raise TypeError(f"where: expected a Filter or None, got {where!r}")
         if fn is None:
@@ -324,13 +327,20 @@ class ExecTracer(Generic[E_co]):
 
     def stats(self) -> Stats:
         """Return the counters since the start; after :meth:`close` the last ones."""
-        return self._stream.stats() if self._stream is not None else Stats()
+        if self._stream is None:
+            return Stats()
+        if self._stream.forked:
+            raise StateError(FORKED)
+        return self._stream.stats()
 
-    def _use(self, consume: bool = False) -> Stream:
+    def _check_alive(self) -> None:
         if self._stream is not None and self._stream.forked:
-            raise StateError("this tracer belongs to the process that forked; make one here")
+            raise StateError(FORKED)
         if self._closed:
             raise StateError("the tracer is closed")
+
+    def _use(self, consume: bool = False) -> Stream:
+        self._check_alive()
         if self._stream is None:
             raise StateError("the tracer is not started: use it in a with block, or call start()")
         if consume and self._callbacks:

@@ -159,7 +159,7 @@ class KernelSource:
                 undecodable += 1
                 _log().error("left out a record: %s", exc)
                 continue
-            if lost != told.get(event.cpu, 0):
+            if lost > told.get(event.cpu, 0):  # less: gaps() has told of later ones already
                 # The gap lies before this record.
                 self._note_lost(events, event, lost - told.get(event.cpu, 0))
                 told[event.cpu] = lost
