@@ -67,7 +67,6 @@ def typing(session: nox.Session) -> None:
     session.run("python", "tests/readme.py", texts)
     for checker in (["mypy", "--strict", "--config-file="], ["pyright"]):
         session.run(*checker, "tests/typing", texts)
-    session.run("pyright", "--ignoreexternal", "--verifytypes", "execwatch")
 
 
 @nox.session

@@ -5,6 +5,7 @@ sudo python examples/asyncio_events.py --duration 10
 
 import argparse
 import asyncio
+import contextlib
 import time
 from typing import Optional
 
@@ -40,10 +41,8 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--duration", type=float, help="end after so many seconds")
     args = parser.parse_args()
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(watch(args.duration))
-    except KeyboardInterrupt:
-        pass
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ sudo python examples/callbacks.py --duration 60
 """
 
 import argparse
+import contextlib
 
 from execwatch import ExecEvent, ExecTracer, Filter, LostEvents
 
@@ -32,10 +33,8 @@ def main() -> None:
             print(f"         {gap.count} shells were not seen", flush=True)
 
         print("watching for shells", flush=True)
-        try:
+        with contextlib.suppress(KeyboardInterrupt):
             tracer.dispatch(timeout=args.duration)
-        except KeyboardInterrupt:
-            pass
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ sudo python examples/iterator.py --count 100
 """
 
 import argparse
+import contextlib
 from collections import Counter
 
 from execwatch import ExecTracer
@@ -17,11 +18,9 @@ def main() -> None:
     counts: Counter[str] = Counter()
     with ExecTracer() as tracer:
         print("counting", flush=True)
-        try:
+        with contextlib.suppress(KeyboardInterrupt):
             for event in tracer.events(count=args.count):
                 counts[event.comm] += 1
-        except KeyboardInterrupt:
-            pass
     for comm, number in counts.most_common(10):
         print(f"{number:6} {comm!r}")
 

@@ -5,6 +5,7 @@ Type a word to see only programs with it in their arguments; end with Ctrl-D.
     sudo python examples/select_loop.py
 """
 
+import contextlib
 import os
 import select
 import sys
@@ -33,7 +34,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         main()
-    except KeyboardInterrupt:
-        pass

@@ -282,11 +282,12 @@ def _shipped_image_fits() -> bool:
 
 def _load_and_attach() -> None:
     from execwatch.build import images
-    from execwatch.kernel import source
+    from execwatch.kernel import setup, source
 
-    source.KernelSource(
-        images.load("exec"), None, ring_size=source.ring_size(1), argv_size=1, lost=False
-    ).close()
+    options = setup.Options(
+        failed=False, forks=False, exits=False, buffer="ring", buffer_size=setup.ring_size(1), argv_size=1
+    )
+    source.KernelSource(images.load("exec"), None, options, lost=False).close()
 
 
 def _need_bcc(shipped: bool) -> Tuple[Problem, ...]:

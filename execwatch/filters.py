@@ -13,9 +13,9 @@ from functools import lru_cache
 from typing import Any, Callable, Dict, FrozenSet, Iterable, Optional, Tuple, Union
 
 import attrs
-from typing_extensions import final
+from typing_extensions import TypeGuard, final
 
-from execwatch.events import Event, ExecEvent
+from execwatch.events import Event, ExecEvent, FailedExecEvent, ProcessEvent
 
 #: Members of comm are cut by the kernel to so many bytes (TASK_COMM_LEN less the NUL).
 COMM_LENGTH = 15
@@ -125,6 +125,8 @@ class Filter:
         TypeError: A bare string, or a member of a wrong type.
 
     Lost events always pass. A field that is unknown (None) in an event doesn't match.
+    ``paths`` and ``args`` don't constrain forks and exits, and an exclusion that
+    names them excludes none.
     """
 
     uids: Optional[FrozenSet[Union[int, str]]]
@@ -211,8 +213,15 @@ class Filter:
 USER_FIELDS = ("paths", "args")
 
 
+#: Processes of a tree that a matcher remembers at most: the oldest are forgotten.
+_HISTORY = 65536
+
+
 class Matcher:
     """A filter with the history that ``descendants_of`` needs: feed it the events in order.
+
+    Without forks among them, a descendant is known from its first exec on; without
+    exits the last 65,536 processes of the tree are remembered.
 
     Args:
         filter: What to match.
@@ -222,13 +231,16 @@ class Matcher:
         filter = filter.resolved()
         self._include = _Part(filter)
         self._exclude = _Part(filter.exclude) if filter.exclude else None
+        self._exclude_paths = bool(filter.exclude and set(USER_FIELDS) & set(filter.exclude.constraints()))
 
     def matches(self, event: Event) -> bool:
         """Take in the event and return whether it passes."""
-        if not isinstance(event, ExecEvent):
+        if not isinstance(event, ProcessEvent):
             return True
         included = self._include.matches(event)
         excluded = self._exclude is not None and self._exclude.matches(event)
+        if self._exclude_paths and not _has_path(event):
+            excluded = False
         return included and not excluded
 
 
@@ -240,35 +252,37 @@ class _Part:
         tree = constraints.pop("descendants_of", None)
         self._tests = [_TESTS[name](members) for name, members in constraints.items()]
         self._roots = frozenset(tree) if tree else None
-        self._members: Dict[str, bool] = {}  # process keys; dict for its order
+        self._members: Dict[str, None] = {}  # process keys, in the order in which they came
 
-    def matches(self, event: ExecEvent) -> bool:
+    def matches(self, event: ProcessEvent) -> bool:
         # Not short-circuit: history has to be taken in whatever the other fields say.
-        inside = self._roots is None or self._descends(event)
+        inside = self._roots is None or self._descends(event, self._roots)
         return inside and all(test(event) for test in self._tests)
 
-    def _descends(self, event: ExecEvent) -> bool:
-        roots = self._roots or frozenset()
+    def _descends(self, event: ProcessEvent, roots: FrozenSet[int]) -> bool:
+        members = self._members
         inside = (
-            event.process_key in self._members
-            or event.parent_key in self._members
+            event.process_key in members
+            or event.parent_key in members
             or event.pid in roots
             or event.ppid in roots
         )
-        if inside:
-            self._members[event.process_key] = True
+        if event.kind == "exit":
+            members.pop(event.process_key, None)
+        elif inside:
+            members[event.process_key] = None
+            if len(members) > _HISTORY:
+                del members[next(iter(members))]
         return inside
 
 
-def user_part(filter: Filter) -> Callable[[ExecEvent], bool]:
+def user_part(filter: Filter) -> Callable[[ProcessEvent], bool]:
     """Return the test of the fields that the kernel can't decide, ``exclude`` aside."""
     tests = [_TESTS[name](members) for name, members in filter.constraints().items() if name in USER_FIELDS]
-    if not tests:
-        return lambda event: True
     return lambda event: all(test(event) for test in tests)
 
 
-_Test = Callable[[ExecEvent], bool]
+_Test = Callable[[ProcessEvent], bool]
 
 
 def _one_of(attribute: str) -> Callable[[FrozenSet[Any]], _Test]:
@@ -278,14 +292,26 @@ def _one_of(attribute: str) -> Callable[[FrozenSet[Any]], _Test]:
     return make
 
 
+def _has_path(event: ProcessEvent) -> TypeGuard[Union[ExecEvent, FailedExecEvent]]:
+    return isinstance(event, (ExecEvent, FailedExecEvent))
+
+
 def _path_test(globs: FrozenSet[str]) -> _Test:
     match = _glob(globs)
-    return lambda event: event.filename is not None and match(event.filename) is not None
+
+    def test(event: ProcessEvent) -> bool:
+        return not _has_path(event) or (event.filename is not None and match(event.filename) is not None)
+
+    return test
 
 
 def _args_test(globs: FrozenSet[str]) -> _Test:
     match = _glob(globs)
-    return lambda event: any(match(argument) for argument in event.argv)
+
+    def test(event: ProcessEvent) -> bool:
+        return not _has_path(event) or any(match(argument) for argument in event.argv or ())
+
+    return test
 
 
 def _mount_ns_test(members: FrozenSet[int]) -> _Test:

@@ -22,6 +22,8 @@ class Events(Iterator[Any]):
         self._deadline = deadline
         self._left = count
         self._barrier = barrier
+        self._begun = False
+        self._last = False
 
     def __next__(self) -> AnyEvent:
         stream = self._stream
@@ -29,11 +31,20 @@ class Events(Iterator[Any]):
             if self._left <= 0:
                 raise StopIteration
             self._left -= 1
+        # A barrier hands over all that it found, however long that takes; else something at least.
+        if self._deadline is not None and not self._barrier:
+            if self._begun and time.monotonic() >= self._deadline:
+                raise StopIteration
+            self._begun = True
         while True:
             try:
                 return stream.pop()
             except IndexError:
-                if stream.ended() or not stream.fill(self._deadline, barrier=self._barrier):
+                if self._last or stream.ended():
+                    raise StopIteration from None
+                # What comes after a barrier, while its events are handed over, is not waited for.
+                self._last = self._barrier
+                if not stream.fill(self._deadline, barrier=self._barrier):
                     raise StopIteration from None
 
 

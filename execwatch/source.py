@@ -7,6 +7,7 @@ loses nothing and repeats nothing.
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
 from typing_extensions import Protocol
@@ -18,6 +19,8 @@ COUNTED = {"exec": "exec", "failed_exec": "failed", "fork": "fork", "exit": "exi
 
 #: A number for each kind in COUNTED that has one.
 Tally = Mapping[str, int]
+
+NONE: Tally = MappingProxyType({})
 
 
 class Batch(NamedTuple):
@@ -32,7 +35,7 @@ class Batch(NamedTuple):
 
     events: Sequence[AnyEvent]
     position: Any
-    filtered: Tally = {}
+    filtered: Tally = NONE
     undecodable: int = 0
 
 
@@ -114,16 +117,18 @@ class ListSource:
     def __init__(self, events: List[AnyEvent], filtered: Tally) -> None:
         self._events = events
         present = count(events)
-        lost: Dict[str, int] = {}
+        lost = dict.fromkeys(COUNTED, 0), dict.fromkeys(COUNTED, 0)
         for event in events:
             if event.kind == "lost":
-                lost[event.of] = lost.get(event.of, 0) + event.count
+                lost[event.reason == "skipped"][event.of] += event.count
+        full, skipped = lost
         self._counts = Counts(
             {
                 kind: KindCounts(
-                    seen=present.get(kind, 0) + filtered.get(kind, 0) + lost.get(kind, 0),
+                    seen=present.get(kind, 0) + filtered.get(kind, 0) + full[kind] + skipped[kind],
                     filtered=filtered.get(kind, 0),
-                    buffer_full=lost.get(kind, 0),
+                    buffer_full=full[kind],
+                    skipped=skipped[kind],
                 )
                 for kind in COUNTED
             }

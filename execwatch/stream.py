@@ -7,6 +7,7 @@ middle of anything) finds the state from before or from after, never between.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import threading
@@ -17,7 +18,9 @@ from typing import Any, Deque, List, NamedTuple, Optional
 
 from execwatch.errors import StateError
 from execwatch.events import AnyEvent, KindStats, LostCounts, Stats
-from execwatch.source import COUNTED, Counts, Source, Tally, count
+from execwatch.source import COUNTED, NONE, Counts, Source, Tally, count
+
+FORKED = "this tracer belongs to the process that forked; make one here"
 
 
 class _State(NamedTuple):
@@ -30,8 +33,8 @@ class _State(NamedTuple):
 
     position: Any
     queue: Deque[AnyEvent]
-    taken: Tally = {}
-    filtered: Tally = {}
+    taken: Tally = NONE
+    filtered: Tally = NONE
     undecodable: int = 0
 
 
@@ -73,10 +76,13 @@ class Stream:
         event = queue[0]
         try:
             queue.popleft()
+            if not queue:
+                self._tell()
             return event
         except BaseException:  # Ctrl-C, before the caller has it
             if not (queue and queue[0] is event):
                 queue.appendleft(event)
+            self._tell()
             raise
 
     def pop_all(self) -> List[AnyEvent]:
@@ -90,6 +96,7 @@ class Stream:
         except BaseException:  # Ctrl-C, before the caller has them
             if not queue:
                 queue.extend(events)
+            self._tell()
             raise
 
     def fill(
@@ -139,6 +146,7 @@ class Stream:
         # A gap that no record follows is told when the reader has caught up.
         gaps = self._source.gaps(batch.position) if barrier or not batch.events else None
         if batch.position == state.position and not (gaps and gaps.position != state.position):
+            self._source.release(state.position)  # again: Ctrl-C may have come before the last one
             return
         queue = state.queue
         if batch.events or (gaps and gaps.events):
@@ -161,7 +169,13 @@ class Stream:
             self._wake.wait_stop(self.latency(deadline))
 
     def ended(self) -> bool:
-        """Whether nothing will come any more."""
+        """Whether nothing will come any more.
+
+        Raises:
+            StateError: This is a forked child.
+        """
+        if self.forked:
+            raise StateError(FORKED)
         return self._closing or (self._drained and not self._state.queue)
 
     # -- Waiting elsewhere -----------------------------------------------------------
@@ -229,6 +243,7 @@ class Stream:
             self._closing = True
             self._source.close()
             self._wake.close()
+            self._state.queue.clear()
 
     # -- Counting -----------------------------------------------------------------------
 
@@ -276,7 +291,7 @@ def _add(total: Tally, more: Tally) -> Tally:
 
 
 class _Pipe:
-    """A pipe that is closed when the last reference goes.
+    """A pipe that never blocks and is closed when the last reference goes.
 
     So stop() in one thread may write while close() in another lets go: the
     descriptor can't become somebody else's file in between.
@@ -284,6 +299,18 @@ class _Pipe:
 
     def __init__(self) -> None:
         self.read_end, self.write_end = os.pipe()
+        for end in (self.read_end, self.write_end):
+            os.set_blocking(end, False)
+
+    def fill(self) -> None:
+        """Be readable."""
+        with contextlib.suppress(BlockingIOError):  # full: it is readable
+            os.write(self.write_end, b"\0")
+
+    def drain(self) -> None:
+        """Be readable no more."""
+        with contextlib.suppress(BlockingIOError):  # empty
+            os.read(self.read_end, 4096)
 
     def __del__(self) -> None:
         os.close(self.read_end)
@@ -314,7 +341,8 @@ class _Wake:
 
     def wait(self, timeout: Optional[float]) -> bool:
         """Wait for the source or stop; False at the timeout."""
-        return bool(self._poll.poll(None if timeout is None else timeout * 1000))
+        # poll() takes no more than 24 days; who waits comes again after a wait in vain.
+        return bool(self._poll.poll(None if timeout is None else min(timeout, 86400.0) * 1000))
 
     def wait_stop(self, timeout: float) -> None:
         self._poll_stop.poll(timeout * 1000)
@@ -323,7 +351,7 @@ class _Wake:
         """Be readable from now on."""
         pipe = self._stop
         if pipe is not None:
-            os.write(pipe.write_end, b"\0")
+            pipe.fill()
 
     def export(self) -> int:
         if self._epoll is None:
@@ -338,13 +366,16 @@ class _Wake:
 
     def tell(self, waiting: bool) -> None:
         """Make the exported descriptor readable, or not, for the sake of the queue."""
-        if self._queue is None or waiting == self._told:
+        queue = self._queue  # another thread may close
+        if queue is None or waiting == self._told:
             return
-        self._told = waiting
+        # In this order, so that Ctrl-C in between can only leave it readable in vain.
         if waiting:
-            os.write(self._queue.write_end, b"\0")
+            queue.fill()
+            self._told = True
         else:
-            os.read(self._queue.read_end, 1)
+            self._told = False
+            queue.drain()
 
     def close(self) -> None:
         if self._epoll is not None:

@@ -44,7 +44,7 @@ def exec_event(**fields: Any) -> ExecEvent:
         "cpu": 0,
         "pid": pid,
         "tid": pid,
-        "comm": (filename or "").rpartition("/")[2][:15],
+        "comm": _comm(filename or ""),
         "argv": argv,
         "argv_status": "complete",
         "argc": len(argv),
@@ -62,6 +62,12 @@ def exec_event(**fields: Any) -> ExecEvent:
         "namespaces": Namespaces(mnt=4026531841),
     }
     return ExecEvent(**{**values, **fields})
+
+
+def _comm(filename: str) -> str:
+    """The kernel's name for it: the last part, cut to 15 bytes."""
+    name = filename.rpartition("/")[2].encode("utf-8", "surrogateescape")
+    return name[:15].decode("utf-8", "surrogateescape")
 
 
 def lost_events(**fields: Any) -> LostEvents:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from types import TracebackType
 from typing import (
@@ -22,6 +21,7 @@ from typing import (
 
 from typing_extensions import Literal, Self, TypeAlias, TypeVar
 
+from execwatch import arguments
 from execwatch.errors import StateError
 from execwatch.events import (
     KINDS,
@@ -36,7 +36,7 @@ from execwatch.events import (
 from execwatch.filters import Filter, Matcher
 from execwatch.iterators import AsyncEvents, Events, fill
 from execwatch.source import Source
-from execwatch.stream import Stream
+from execwatch.stream import FORKED, Stream
 
 E_co = TypeVar("E_co", bound=Event, default=ExecEvent, covariant=True)
 _F = TypeVar("_F", bound=Callable[..., object])
@@ -149,9 +149,9 @@ class ExecTracer(Generic[E_co]):
     ) -> None:
         if filter is not None and not isinstance(filter, Filter):
             raise TypeError(f"filter: expected a Filter or None, got {filter!r}")
-        _check_choice("buffer", buffer, ("auto", "ring", "perf"))
-        _check_int("buffer_size", buffer_size, 1, MAX_BUFFER_SIZE)
-        _check_int("argv_size", argv_size, 1, SMALL_ARGV_SIZE if buffer == "perf" else MAX_ARGV_SIZE)
+        arguments.check_choice("buffer", buffer, ("auto", "ring", "perf"))
+        arguments.check_int("buffer_size", buffer_size, 1, MAX_BUFFER_SIZE)
+        arguments.check_int("argv_size", argv_size, 1, SMALL_ARGV_SIZE if buffer == "perf" else MAX_ARGV_SIZE)
         if argv_size > SMALL_ARGV_SIZE and buffer_size < 4 * argv_size:
             raise ValueError(
                 f"buffer_size: expected at least 4 x argv_size = {4 * argv_size:,}, got {buffer_size!r}"
@@ -264,9 +264,13 @@ class ExecTracer(Generic[E_co]):
 
     def __del__(self) -> None:
         stream: Optional[Stream] = getattr(self, "_stream", None)
-        if stream is not None and not stream.closed:
-            warnings.warn(f"{self!r} was never closed", ResourceWarning, stacklevel=2, source=self)
-            stream.close()
+        if stream is None or stream.forked:
+            return
+        try:
+            if not stream.closed:
+                warnings.warn(f"{self!r} was never closed", ResourceWarning, stacklevel=2, source=self)
+        finally:
+            stream.close()  # also where Ctrl-C cut an earlier one short
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "new" if self._stream is None else "started"
@@ -282,9 +286,9 @@ class ExecTracer(Generic[E_co]):
                 ever; 0: what is there now. At its end iteration ends, nothing is raised.
             count: How many events at most.
         """
-        deadline = _deadline(timeout)
+        deadline = arguments.deadline(timeout)
         if count is not None:
-            _check_int("count", count, 0, None)
+            arguments.check_int("count", count, 0, None)
         return Events(self._use(consume=True), deadline, count, barrier=timeout == 0)
 
     def read(self, timeout: Optional[float] = None) -> List[E_co]:
@@ -297,14 +301,14 @@ class ExecTracer(Generic[E_co]):
         Returns:
             ``[]`` at the timeout, and when the tracer was stopped and all is read.
         """
-        deadline = _deadline(timeout)
+        deadline = arguments.deadline(timeout)
         stream = self._use(consume=True)
         stream.fill(deadline, barrier=timeout == 0)
         return stream.pop_all()  # type: ignore[return-value]
 
     async def aread(self, timeout: Optional[float] = None) -> List[E_co]:
         """As :meth:`read`, without blocking the running event loop."""
-        deadline = _deadline(timeout)
+        deadline = arguments.deadline(timeout)
         stream = self._use(consume=True)
         await fill(stream, deadline, barrier=timeout == 0)
         return stream.pop_all()  # type: ignore[return-value]
@@ -393,8 +397,7 @@ class ExecTracer(Generic[E_co]):
     def _register(
         self, kind: str, fn: Optional[_F], where: Optional[Filter]
     ) -> Union[_F, Callable[[_F], _F]]:
-        if self._closed:
-            raise StateError("the tracer is closed")
+        self._check_alive()
         if not self._kinds[kind]:
             option = _OPTIONS[kind]
             raise StateError(f"on_{option.rstrip('s')} needs ExecTracer({option}=True)")
@@ -402,7 +405,7 @@ class ExecTracer(Generic[E_co]):
             raise TypeError(f"where: expected a Filter or None, got {where!r}")
         if fn is None:
             return lambda function: self._register(kind, function, where)  # type: ignore[return-value]
-        _check_callback(fn)
+        arguments.check_callback(fn)
         self._callbacks.append((kind, fn, Matcher(where) if where else None))
         return fn
 
@@ -415,7 +418,7 @@ class ExecTracer(Generic[E_co]):
         Raises:
             StateError: There are no callbacks.
         """
-        deadline = _deadline(timeout)
+        deadline = arguments.deadline(timeout)
         if not self._callbacks:
             raise StateError("no callbacks: register one with on_exec")
         for event in Events(self._use(), deadline, None, barrier=timeout == 0):
@@ -427,13 +430,20 @@ class ExecTracer(Generic[E_co]):
 
     def stats(self) -> Stats:
         """Return the counters since the start; after :meth:`close` the last ones."""
-        return self._stream.stats() if self._stream is not None else Stats()
+        if self._stream is None:
+            return Stats()
+        if self._stream.forked:
+            raise StateError(FORKED)
+        return self._stream.stats()
 
-    def _use(self, consume: bool = False) -> Stream:
+    def _check_alive(self) -> None:
         if self._stream is not None and self._stream.forked:
-            raise StateError("this tracer belongs to the process that forked; make one here")
+            raise StateError(FORKED)
         if self._closed:
             raise StateError("the tracer is closed")
+
+    def _use(self, consume: bool = False) -> Stream:
+        self._check_alive()
         if self._stream is None:
             raise StateError("the tracer is not started: use it in a with block, or call start()")
         if consume and self._callbacks:
@@ -452,35 +462,3 @@ def _open_kernel(filter: Optional[Filter], *, lost: bool, buffer_size: int, **op
         setup.Options(buffer_size=setup.ring_size(buffer_size), **options),
         lost=lost,
     )
-
-
-def _deadline(timeout: Optional[float]) -> Optional[float]:
-    if timeout is None:
-        return None
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
-        raise TypeError(f"timeout: expected seconds or None, got {timeout!r}")
-    if not timeout >= 0:
-        raise ValueError(f"timeout: expected 0 or more seconds, or None, got {timeout!r}")
-    return time.monotonic() + timeout
-
-
-def _check_int(name: str, value: Any, least: int, most: Optional[int]) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: expected an int, got {value!r}")
-    if value < least or (most is not None and value > most):
-        accepted = f"{least:,} or more" if most is None else f"{least:,} to {most:,}"
-        raise ValueError(f"{name}: expected {accepted}, got {value!r}")
-
-
-def _check_choice(name: str, value: Any, choices: Tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
-
-
-def _check_callback(fn: Any) -> None:
-    import inspect
-
-    if not callable(fn):
-        raise TypeError(f"fn: expected a callable, got {fn!r}")
-    if inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(type(fn).__call__):
-        raise TypeError(f"fn: {fn!r} is a coroutine function; use 'async for' over the tracer instead")

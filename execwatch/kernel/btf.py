@@ -67,6 +67,8 @@ class Btf:
             raise ValueError(f"no BTF of version 1: magic {magic:#x}, version {version}")
         self._words = array("I", data[header + type_at : header + type_at + type_size])
         self._strings = data[header + string_at : header + string_at + string_size]
+        if (len(self._words) * 4, len(self._strings)) != (type_size, string_size):
+            raise ValueError(f"no BTF: cut short after {len(data)} bytes")
         self._starts = self._walk()
         self._names = self._index()
 
@@ -152,15 +154,16 @@ class Btf:
         return number
 
     def _members(self, number: int) -> Iterator[Tuple[int, int, int]]:
-        """The members of a structure or union: name, type, offset in bits."""
+        """The members of a structure or union, but for bit fields: name, type, offset in bits."""
         at = self._starts[number]
         info = self._words[at + 1]
         if not number or info >> 24 & 0x1F not in (_STRUCT, _UNION):
             return
         # With the flag set an offset holds a bit field's size in its upper byte.
-        mask = 0xFFFFFF if info >> 31 else 0xFFFFFFFF
+        sized = info >> 31
         for part in range(at + 3, at + 3 + 3 * (info & 0xFFFF), 3):
-            yield self._words[part], self._words[part + 1], self._words[part + 2] & mask
+            if not (sized and self._words[part + 2] >> 24):
+                yield self._words[part], self._words[part + 1], self._words[part + 2]
 
     def _member(self, number: int, name: str) -> Optional[Tuple[int, int]]:
         """Return a member's offset in bits and its type."""

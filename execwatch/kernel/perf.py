@@ -13,6 +13,7 @@ makes the reader look.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -146,10 +147,8 @@ class PerfBuffers:
                 self._generation[cpu] = -abs(self._generation[cpu])
 
     def _untick(self) -> None:
-        try:
+        with contextlib.suppress(BlockingIOError):  # it has not ticked yet
             os.read(self._timer, 8)
-        except BlockingIOError:
-            pass
 
 
 class _Buffer:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
+from typing import Any, Dict, List, NamedTuple, Optional, Union
 
 from execwatch import wire
 from execwatch.events import AnyEvent, AnyProcessEvent, ExecEvent, FailedExecEvent
@@ -151,9 +151,9 @@ class KernelSource:
         return Batch(events, position, filtered, undecodable)
 
     def _passes(self, event: AnyProcessEvent, flags: int) -> bool:
-        """The part of the filter that the kernel can't decide: it constrains what has a path."""
+        """The part of the filter that the kernel can't decide: paths and arguments, where there are any."""
         if not isinstance(event, (ExecEvent, FailedExecEvent)):
-            return not flags & wire.FLAGS["EXCLUDED"]
+            return True
         if self._include and not self._include(event):
             return False
         return not (self._exclude and flags & wire.FLAGS["EXCLUDED"] and self._exclude(event))

@@ -183,6 +183,7 @@ def _check_root() -> None:
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     args = parser().parse_args(argv)
+    process.exit_when_terminated()
     cells = []
     try:
         _check_root()

@@ -6,7 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "vm"))
@@ -66,7 +66,7 @@ def build(tree: Tree, *, refresh: bool = False) -> Path:
 
 
 def _recipe(tree: Tree) -> object:
-    return json.loads(json.dumps(asdict(tree)))
+    return {"suite": tree.suite, "packages": sorted(tree.packages)}
 
 
 def _marker(path: Path) -> object:

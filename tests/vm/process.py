@@ -52,6 +52,11 @@ def supervise(
     return process.returncode if done else None
 
 
+def exit_when_terminated() -> None:
+    """SIGTERM ends this process by an exception, so that what it supervises ends too."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+
+
 def _exited(process: subprocess.Popen[bytes]) -> bool:
     # WNOWAIT leaves it a zombie, so its number can't become a stranger's before `end` signals the group.
     return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None

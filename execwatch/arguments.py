@@ -1,0 +1,38 @@
+"""Checks of arguments: each names the argument, what it accepts, and what it got."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from typing import Any, Optional, Tuple
+
+
+def deadline(timeout: Optional[float]) -> Optional[float]:
+    """Return when a timeout that begins now ends, by :func:`time.monotonic`."""
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise TypeError(f"timeout: expected seconds or None, got {timeout!r}")
+    if not timeout >= 0:
+        raise ValueError(f"timeout: expected 0 or more seconds, or None, got {timeout!r}")
+    return time.monotonic() + timeout
+
+
+def check_int(name: str, value: Any, least: int, most: Optional[int]) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected an int, got {value!r}")
+    if value < least or (most is not None and value > most):
+        accepted = f"{least:,} or more" if most is None else f"{least:,} to {most:,}"
+        raise ValueError(f"{name}: expected {accepted}, got {value!r}")
+
+
+def check_choice(name: str, value: Any, choices: Tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_callback(fn: Any) -> None:
+    if not callable(fn):
+        raise TypeError(f"fn: expected a callable, got {fn!r}")
+    if inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(type(fn).__call__):
+        raise TypeError(f"fn: {fn!r} is a coroutine function; use 'async for' over the tracer instead")
