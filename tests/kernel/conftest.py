@@ -19,6 +19,7 @@ from typing import Callable, Iterator, NoReturn
 
 import pytest
 
+from execwatch import ExecTracer
 from execwatch.kernel import privileges
 
 PROGRAMS = pathlib.Path(__file__).parent / "programs"
@@ -35,6 +36,7 @@ class Reason(enum.Enum):
     COMPILER = "needs a C compiler (cc) with a static libc"
     BCC = "needs BCC (Debian: python3-bpfcc)"
     TOOL = "needs a tool"
+    KERNEL = "needs a kernel with"
 
 
 def skip(reason: Reason, detail: str = "") -> NoReturn:
@@ -42,6 +44,24 @@ def skip(reason: Reason, detail: str = "") -> NoReturn:
     if os.environ.get("EXECWATCH_REQUIRE_KERNEL") == "1":
         pytest.fail(f"required, and can't run: {text}")
     pytest.skip(text)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--buffer", choices=["ring", "perf"], default="ring", help="what tracers read from")
+
+
+@pytest.fixture
+def tracer_buffer(request: pytest.FixtureRequest) -> str:
+    """The buffer that tracers use where a test doesn't choose."""
+    return str(request.config.getoption("--buffer"))
+
+
+@pytest.fixture(autouse=True)
+def _defaults(tracer_buffer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same tests for every buffer: what is the default is replaced."""
+    defaults = ExecTracer.__init__.__kwdefaults__
+    assert defaults is not None
+    monkeypatch.setitem(defaults, "buffer", tracer_buffer)
 
 
 @pytest.fixture(autouse=True)
