@@ -171,6 +171,7 @@ class ExecTracer(Generic[E_co]):
                 buffer=buffer,
                 buffer_size=buffer_size,
                 argv_size=argv_size,
+                latency=latency,
             )
 
         kinds = {

@@ -41,8 +41,8 @@ _DATA_HEAD, _DATA_TAIL = 1024 // 8, 1032 // 8  # struct perf_event_mmap_page
 #: What may still be missing on another CPU: so far back records are held.
 _HOLD_NS = 1_000_000
 
-#: Seconds between two looks at which CPUs there are, and between two of the timer's ticks.
-_CPUS_EVERY, _TICK = 0.1, 0.01
+#: Seconds between two looks at which CPUs there are, and at the least between two of the timer's ticks.
+_CPUS_EVERY, _TICK = 0.1, 0.001
 
 _BOOTTIME = struct.Struct("<Q")
 _BOOTTIME_AT = wire.offset_of(wire.RECORD, "boottime_ns")
@@ -57,6 +57,7 @@ class PerfBuffers:
     Args:
         events: The map of type PERF_EVENT_ARRAY; it stays the caller's.
         size: Bytes of all buffers together.
+        latency: Seconds between two looks.
 
     Raises:
         PrivilegeError, LoadError: The kernel refused.
@@ -64,7 +65,7 @@ class PerfBuffers:
 
     start: Position = ()
 
-    def __init__(self, events: int, size: int) -> None:
+    def __init__(self, events: int, size: int, latency: float) -> None:
         self._events = events
         cpus = online_cpus()
         pages = 1
@@ -74,7 +75,7 @@ class PerfBuffers:
         self._buffers: Dict[Tuple[int, int], _Buffer] = {}
         self._generation: Dict[int, int] = {}
         self._look_at = 0.0
-        self._timer = _timer(_TICK)
+        self._timer = _timer(max(latency, _TICK))
         try:
             self._follow_cpus()
         except BaseException:

@@ -36,6 +36,7 @@ class Options:
     buffer: str
     buffer_size: int
     argv_size: int
+    latency: float
 
 
 @attrs.frozen

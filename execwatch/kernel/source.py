@@ -72,7 +72,9 @@ class KernelSource:
         self._image = loader.LoadedImage(image, plan.programs, plan.sizes)
         try:
             if options.buffer == "perf":
-                self._buffer = PerfBuffers(self._image.maps["perf_events"], options.buffer_size)
+                self._buffer = PerfBuffers(
+                    self._image.maps["perf_events"], options.buffer_size, options.latency
+                )
             else:
                 self._buffer = Ring(self._image.maps["events"], options.buffer_size)
             self._attach(kernel_filter, dict(plan.config))

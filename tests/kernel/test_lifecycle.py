@@ -79,7 +79,9 @@ def test_a_barrier_returns_what_was_complete_whatever_the_latency(programs: Prog
             assert [event.argv[1] for event in tracer.read(timeout=0)] == [str(number)]
 
 
-def test_events_wait_out_the_latency_together(programs: Programs) -> None:
+def test_events_wait_out_the_latency_together(programs: Programs, tracer_buffer: str) -> None:
+    if tracer_buffer == "perf":
+        pytest.skip("KERNEL: a perf buffer is looked at by a timer, whoever came first")
     nothing = programs("nothing").encode()
     with ExecTracer(mine(), latency=0.5) as tracer:
         started = time.monotonic()
