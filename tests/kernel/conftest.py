@@ -105,7 +105,7 @@ def children() -> set[str]:
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
     """Return the path of a compiled test program, where every user can run it."""
     folder = tmp_path_factory.mktemp("programs")
-    for path in (folder, *folder.parents[:2]):
+    for path in (folder, folder.parent, folder.parent.parent):
         path.chmod(0o755)
 
     def build(name: str) -> str:
