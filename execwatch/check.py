@@ -285,7 +285,14 @@ def _load_and_attach() -> None:
     from execwatch.kernel import setup, source
 
     options = setup.Options(
-        failed=False, forks=False, exits=False, buffer="ring", buffer_size=setup.ring_size(1), argv_size=1, latency=0.0
+        probe="tracepoint",
+        failed=False,
+        forks=False,
+        exits=False,
+        buffer="ring",
+        buffer_size=setup.ring_size(1),
+        argv_size=1,
+        latency=0.0,
     )
     source.KernelSource(images.load("exec"), None, options, lost=False).close()
 

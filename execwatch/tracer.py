@@ -19,10 +19,11 @@ from typing import (
     overload,
 )
 
+import attrs
 from typing_extensions import Literal, Self, TypeAlias, TypeVar
 
 from execwatch import arguments
-from execwatch.errors import StateError
+from execwatch.errors import NotSupportedError, StateError
 from execwatch.events import (
     KINDS,
     Event,
@@ -40,6 +41,7 @@ from execwatch.stream import FORKED, Stream
 
 E_co = TypeVar("E_co", bound=Event, default=ExecEvent, covariant=True)
 _F = TypeVar("_F", bound=Callable[..., object])
+Probe: TypeAlias = Literal["auto", "tracepoint", "kprobe"]
 Buffer: TypeAlias = Literal["auto", "ring", "perf"]
 
 #: The option that each further kind of event needs.
@@ -86,6 +88,9 @@ class ExecTracer(Generic[E_co]):
         lost: Whether gaps are events too (:class:`~execwatch.LostEvents`), placed
             where the gap is. Without it they are in :meth:`stats` and, at most every
             ten seconds, a warning of the logger ``execwatch``.
+        probe: ``"tracepoint"``: the kernel's own report of each exec; ``"kprobe"``: the
+            entries and returns of the system calls, which costs more and is x86_64
+            only; ``"auto"``: tracepoints where the kernel has them.
         buffer: ``"ring"``, one for all CPUs, in order; ``"perf"``, the older one for
             each CPU: put in order here, and handed over a millisecond later; ``"auto"``
             is the ring.
@@ -113,6 +118,7 @@ class ExecTracer(Generic[E_co]):
         forks: Literal[False] = False,
         exits: Literal[False] = False,
         lost: Literal[False] = False,
+        probe: Probe = ...,
         buffer: Buffer = ...,
         buffer_size: int = ...,
         argv_size: int = ...,
@@ -128,6 +134,7 @@ class ExecTracer(Generic[E_co]):
         forks: bool = False,
         exits: bool = False,
         lost: bool = False,
+        probe: Probe = ...,
         buffer: Buffer = ...,
         buffer_size: int = ...,
         argv_size: int = ...,
@@ -142,6 +149,7 @@ class ExecTracer(Generic[E_co]):
         forks: bool = False,
         exits: bool = False,
         lost: bool = False,
+        probe: Probe = "auto",
         buffer: Buffer = "auto",
         buffer_size: int = DEFAULT_BUFFER_SIZE,
         argv_size: int = DEFAULT_ARGV_SIZE,
@@ -149,6 +157,7 @@ class ExecTracer(Generic[E_co]):
     ) -> None:
         if filter is not None and not isinstance(filter, Filter):
             raise TypeError(f"filter: expected a Filter or None, got {filter!r}")
+        arguments.check_choice("probe", probe, ("auto", "tracepoint", "kprobe"))
         arguments.check_choice("buffer", buffer, ("auto", "ring", "perf"))
         arguments.check_int("buffer_size", buffer_size, 1, MAX_BUFFER_SIZE)
         arguments.check_int("argv_size", argv_size, 1, SMALL_ARGV_SIZE if buffer == "perf" else MAX_ARGV_SIZE)
@@ -165,6 +174,7 @@ class ExecTracer(Generic[E_co]):
             return _open_kernel(
                 filter,
                 lost=lost,
+                probe=probe,
                 failed=failed,
                 forks=forks,
                 exits=exits,
@@ -457,9 +467,17 @@ def _open_kernel(filter: Optional[Filter], *, lost: bool, buffer_size: int, **op
     from execwatch.build import images
     from execwatch.kernel import setup, source
 
-    return source.KernelSource(
-        images.load("exec"),
-        filter.resolved() if filter else None,
-        setup.Options(buffer_size=setup.ring_size(buffer_size), **options),
-        lost=lost,
+    image = images.load("exec")
+    resolved = filter.resolved() if filter else None
+    probe = options.pop("probe")
+    chosen = setup.Options(
+        probe="kprobe" if probe == "kprobe" else "tracepoint",
+        buffer_size=setup.ring_size(buffer_size),
+        **options,
     )
+    try:
+        return source.KernelSource(image, resolved, chosen, lost=lost)
+    except NotSupportedError as exc:
+        if probe != "auto" or not exc.feature.startswith("tracepoint"):
+            raise
+        return source.KernelSource(image, resolved, attrs.evolve(chosen, probe="kprobe"), lost=lost)

@@ -148,6 +148,7 @@ CONFIG: Layout = (
     ("u32", "tree"),  # 1: a filter names a tree of processes
     ("u32", "forks"),  # 1: fork records are wanted, not only the tree kept
     ("u32", "exits"),  # 1: likewise
+    ("u32", "failed"),  # 1: likewise, for kprobes
     ("u32", "perf"),  # 1: the perf buffer is the one in use
     ("u32", "room_failed"),  # bytes of the ring that failed attempts may fill
     ("u32", "room_process"),  # bytes of the ring that forks and exits may fill
@@ -167,7 +168,22 @@ COUNTERS: Layout = (
     ("u64", "argv_unreadable"),
     ("u64", "argv_truncated"),
     ("u64", "tree_full"),
+    ("u64", "returned"),  # kprobes only, as is the next: calls that began and that ended
+    ("u64", "entered"),
     ("u64", "seen"),
+)
+
+#: A call of exec: where its caller has the arguments, and, between a kprobe on its
+#: entry and one on its return, what is known of it. The names follow in the map's value.
+CALL: Layout = (
+    ("u64", "filename"),
+    ("u64", "argv"),
+    ("u64", "compat"),  # 1: pointers of 4 bytes
+    ("u64", "valid"),
+    ("u32", "tid"),
+    ("u32", "argc"),
+    ("u32", "filename_size"),
+    ("u32", "interp_size"),
 )
 
 LIMITS = {
@@ -200,6 +216,7 @@ def c_header() -> str:
         "tree_value": TREE_VALUE,
         "fork_value": FORK_VALUE,
         "exit_key": EXIT_KEY,
+        "call": CALL,
         "counters": COUNTERS,
     }
     lines = ["/* Made by `nox -s images` from execwatch/wire.py, which explains it. Do not edit. */", ""]

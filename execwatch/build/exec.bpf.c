@@ -426,6 +426,34 @@ INLINE bool begin(struct kind *k, u32 kind)
     return true;
 }
 
+/* For the exit record that will want it. */
+INLINE void note_exec_time(const struct config *cfg, struct record *r)
+{
+    u64 now = bpf_ktime_get_boot_ns();
+
+    if (cfg->exits)
+        exec_times.update(&r->host_pid, &now);
+}
+
+/* The last of an exec: its arguments, behind the names, and out. */
+INLINE void emit_with_argv(void *ctx, struct kind *k, void *task, u64 at)
+{
+    struct record *r = &k->s->record;
+    const char *start;
+    u64 size = argv_of(k->cfg, r, task, &start);
+
+    if (size > ARGV_SIZE_MAX) {
+        emit_large(k->count, k->s, start, size, at);
+    } else {
+        at = append_argv(k->s, start, size, at);
+        emit(ctx, k->cfg, k->count, k->s, at);
+    }
+    if (r->flags & FLAG_ARGV_UNREADABLE)
+        k->count->argv_unreadable++;
+    if (r->flags & FLAG_ARGV_TRUNCATED)
+        k->count->argv_truncated++;
+}
+
 /* args: struct task_struct *p, pid_t old_pid, struct linux_binprm *bprm
  *
  * `task` leads its thread group by now, whichever thread called exec, and old_pid
@@ -446,40 +474,18 @@ INLINE int on_exec(struct bpf_raw_tracepoint_args *ctx, bool nested)
     read_identity(cfg, r, task, nested);
     /* The kernel has already freed the caller's own id in other namespaces. */
     r->tid = nested ? r->pid : old_pid;
-    if (cfg->exits) {
-        u64 now = bpf_ktime_get_boot_ns();
-        exec_times.update(&r->host_pid, &now);
-    }
+    note_exec_time(cfg, r);
     if (!r->pid || !passes(cfg, r)) {
         k.count->filtered++;
         return 0;
     }
 
-    const char *start;
-    u64 at = append_filenames(cfg, k.s, bprm);
-    u64 size = argv_of(cfg, r, task, &start);
     r->argc = number(bprm, cfg->offset_bprm_argc);
-    if (size > ARGV_SIZE_MAX) {
-        emit_large(k.count, k.s, start, size, at);
-    } else {
-        at = append_argv(k.s, start, size, at);
-        emit(ctx, cfg, k.count, k.s, at);
-    }
-    if (r->flags & FLAG_ARGV_UNREADABLE)
-        k.count->argv_unreadable++;
-    if (r->flags & FLAG_ARGV_TRUNCATED)
-        k.count->argv_truncated++;
+    emit_with_argv(ctx, &k, task, append_filenames(cfg, k.s, bprm));
     return 0;
 }
 
 /* ---- Failed attempts --------------------------------------------------------------- */
-
-/* Where a call has its arguments. */
-struct call {
-    u64 filename;
-    u64 argv;
-    bool compat; /* pointers of 4 bytes */
-};
 
 INLINE u64 argument(const void *regs, u32 offset)
 {
@@ -502,7 +508,7 @@ INLINE bool is_exec(const struct config *cfg, const void *regs, struct call *cal
     if (nr != 59 && nr != 322 && nr != 11 && nr != 358 && nr != (X32_BIT | 520) && nr != (X32_BIT | 545))
         return false;
     void *task = (void *)bpf_get_current_task();
-    call->compat = number(task, cfg->offset_task_thread_status) & TS_COMPAT;
+    call->compat = (number(task, cfg->offset_task_thread_status) & TS_COMPAT) != 0;
     if (call->compat) {
         at = nr == 358;
         if (nr != 11 && !at)
@@ -517,7 +523,7 @@ INLINE bool is_exec(const struct config *cfg, const void *regs, struct call *cal
     call->filename = argument(regs, at ? cfg->offset_regs_si : cfg->offset_regs_di);
     call->argv = argument(regs, at ? cfg->offset_regs_dx : cfg->offset_regs_si);
     /* x32 has pointers of 4 bytes too, but not this kernel's flag. */
-    call->compat = nr & X32_BIT;
+    call->compat = (nr & X32_BIT) != 0;
     return true;
 }
 
@@ -558,6 +564,36 @@ unreadable:
     return begun;
 }
 
+INLINE void on_failure(void *ctx, const struct call *call, u32 error, u32 tid, bool nested)
+{
+    struct kind k;
+
+    if (!begin(&k, KIND_FAILED))
+        return;
+    struct config *cfg = k.cfg;
+    struct record *r = &k.s->record;
+    k.count->seen++;
+    /* Before anything is read: a loop of these comes here a million times a second. */
+    if (!cfg->perf && !has_room(r, cfg->room_failed)) {
+        k.count->lost++;
+        return;
+    }
+    void *task = (void *)bpf_get_current_task();
+    read_identity(cfg, r, follow(task, cfg->offset_task_group_leader), nested);
+    r->tid = tid ? tid : r->pid;
+    r->status = error;
+    if (!r->pid || !passes(cfg, r)) {
+        k.count->filtered++;
+        return;
+    }
+    u64 at = opaque(bpf_probe_read_user_str(k.s->data, PATH_SIZE_MAX, (void *)call->filename));
+    if (at > PATH_SIZE_MAX)
+        at = 0;
+    r->filename_size = at;
+    at = append_pointers(cfg, k.s, call, at);
+    emit(ctx, cfg, k.count, k.s, at);
+}
+
 /* args: struct pt_regs *regs, long ret
  *
  * At the end of every system call of every task: whoever comes here for nothing has
@@ -566,7 +602,6 @@ INLINE int on_sys_exit(struct bpf_raw_tracepoint_args *ctx, bool nested)
 {
     long result = (long)ctx->args[1];
     struct call call;
-    struct kind k;
     u32 zero = 0;
 
     /* ERESTARTSYS (512) and up are between the kernel and itself. */
@@ -575,30 +610,7 @@ INLINE int on_sys_exit(struct bpf_raw_tracepoint_args *ctx, bool nested)
     struct config *cfg = config.lookup(&zero);
     if (!cfg || !is_exec(cfg, (void *)ctx->args[0], &call))
         return 0;
-    if (!begin(&k, KIND_FAILED))
-        return 0;
-    struct record *r = &k.s->record;
-    k.count->seen++;
-    /* Before anything is read: a loop of these comes here a million times a second. */
-    r->lost = k.count->lost;
-    if (!cfg->perf && !has_room(r, cfg->room_failed)) {
-        k.count->lost++;
-        return 0;
-    }
-    void *task = (void *)bpf_get_current_task();
-    read_identity(cfg, r, follow(task, cfg->offset_task_group_leader), nested);
-    r->tid = nested ? r->pid : (u32)bpf_get_current_pid_tgid();
-    r->status = -result;
-    if (!r->pid || !passes(cfg, r)) {
-        k.count->filtered++;
-        return 0;
-    }
-    u64 at = opaque(bpf_probe_read_user_str(k.s->data, PATH_SIZE_MAX, (void *)call.filename));
-    if (at > PATH_SIZE_MAX)
-        at = 0;
-    r->filename_size = at;
-    at = append_pointers(cfg, k.s, &call, at);
-    emit(ctx, cfg, k.count, k.s, at);
+    on_failure(ctx, &call, -result, nested ? 0 : (u32)bpf_get_current_pid_tgid(), nested);
     return 0;
 }
 
@@ -753,6 +765,128 @@ INLINE int on_exit(struct bpf_raw_tracepoint_args *ctx, bool nested)
     return on_last_exit(ctx, &k, task, signal, nested);
 }
 
+/* ---- The other way: kprobes ------------------------------------------------------------ */
+
+/* Where a kernel has no tracepoints: a kprobe on the entry of execve and execveat, a
+ * kretprobe on their return, and between them one on begin_new_exec, which is where the
+ * kernel has found the program and still knows its names. Registers are x86_64's. */
+#define ENTRY_ARGUMENT 112 /* struct pt_regs: di */
+#define RETURN_VALUE 80    /* ax */
+#define REGISTER(ctx, offset) (*(u64 *)((char *)(ctx) + (offset)))
+
+/* A call between its entry and its return. */
+struct in_flight {
+    struct call call;
+    char data[2 * PATH_SIZE_MAX];
+};
+
+/* By task: the thread that calls may have another id when it returns. */
+BPF_TABLE("lru_hash", u64, struct in_flight, in_flight, 1);
+BPF_PERCPU_ARRAY(entering, struct in_flight, 1);
+
+INLINE int on_entry(void *ctx, bool at, bool compat, bool nested)
+{
+    const void *regs = (const void *)REGISTER(ctx, ENTRY_ARGUMENT);
+    u64 task = bpf_get_current_task();
+    u32 zero = 0, kind = KIND_EXEC;
+    struct config *cfg = config.lookup(&zero);
+    struct counters *count = counters.lookup(&kind);
+    struct in_flight *f = entering.lookup(&zero);
+
+    if (!cfg || !count || !f)
+        return 0;
+    count->entered++;
+    f->call.compat = compat;
+    if (compat) {
+        f->call.filename = (u32)argument(regs, at ? cfg->offset_regs_cx : cfg->offset_regs_bx);
+        f->call.argv = (u32)argument(regs, at ? cfg->offset_regs_dx : cfg->offset_regs_cx);
+    } else {
+        f->call.filename = argument(regs, at ? cfg->offset_regs_si : cfg->offset_regs_di);
+        f->call.argv = argument(regs, at ? cfg->offset_regs_dx : cfg->offset_regs_si);
+    }
+    f->call.tid = nested ? visible_pid(cfg, (void *)task, true) : (u32)bpf_get_current_pid_tgid();
+    f->call.argc = f->call.filename_size = f->call.interp_size = f->call.valid = 0;
+    in_flight.update(&task, f);
+    return 0;
+}
+
+/* int begin_new_exec(struct linux_binprm *bprm), since Linux 5.8 */
+INLINE int on_begin_new_exec(void *ctx)
+{
+    const void *bprm = (const void *)REGISTER(ctx, ENTRY_ARGUMENT);
+    u64 task = bpf_get_current_task();
+    u32 zero = 0;
+    struct config *cfg = config.lookup(&zero);
+    struct in_flight *f = in_flight.lookup(&task);
+
+    if (!cfg || !f)
+        return 0;
+    const char *filename = follow(bprm, cfg->offset_bprm_filename);
+    const char *interp = follow(bprm, cfg->offset_bprm_interp);
+    f->call.argc = number(bprm, cfg->offset_bprm_argc);
+    u64 size = opaque(bpf_probe_read_kernel_str(f->data, PATH_SIZE_MAX, filename));
+    if (size > PATH_SIZE_MAX)
+        return 0;
+    f->call.filename_size = size;
+    if (interp != filename) {
+        u64 more = opaque(bpf_probe_read_kernel_str(f->data + size, PATH_SIZE_MAX, interp));
+        if (more > PATH_SIZE_MAX)
+            return 0;
+        f->call.interp_size = more;
+    }
+    f->call.valid = VALID_INTERP;
+    return 0;
+}
+
+/* The new program is in place and about to run its first instruction. */
+INLINE void on_success(void *ctx, struct in_flight *f, void *task, bool nested)
+{
+    struct kind k;
+
+    if (!begin(&k, KIND_EXEC))
+        return;
+    struct config *cfg = k.cfg;
+    struct record *r = &k.s->record;
+    k.count->seen++;
+    read_identity(cfg, r, task, nested);
+    r->tid = f->call.tid;
+    r->argc = f->call.argc;
+    r->valid |= f->call.valid;
+    note_exec_time(cfg, r);
+    if (!r->pid || !passes(cfg, r)) {
+        k.count->filtered++;
+        return;
+    }
+    r->filename_size = f->call.filename_size;
+    r->interp_size = f->call.interp_size;
+    u64 at = opaque((u64)r->filename_size + r->interp_size);
+    if (at > 2 * PATH_SIZE_MAX)
+        return;
+    bpf_probe_read_kernel(k.s->data, at, f->data);
+
+    emit_with_argv(ctx, &k, task, at);
+}
+
+INLINE int on_return(void *ctx, bool nested)
+{
+    long result = (long)REGISTER(ctx, RETURN_VALUE);
+    u64 task = bpf_get_current_task();
+    u32 zero = 0, kind = KIND_EXEC;
+    struct config *cfg = config.lookup(&zero);
+    struct counters *count = counters.lookup(&kind);
+    struct in_flight *f = in_flight.lookup(&task);
+
+    if (!cfg || !count || !f) /* it had entered before the probes were there */
+        return 0;
+    count->returned++;
+    if (result == 0)
+        on_success(ctx, f, (void *)task, nested);
+    else if (cfg->failed && result < 0 && result > -512)
+        on_failure(ctx, &f->call, -result, f->call.tid, nested);
+    in_flight.delete(&task);
+    return 0;
+}
+
 /* ---- Programs: two of each, see visible_pid ---------------------------------------- */
 
 RAW_TRACEPOINT_PROBE(sched_process_exec)
@@ -803,4 +937,59 @@ RAW_TRACEPOINT_PROBE(sys_exit)
 RAW_TRACEPOINT_PROBE(sys_exit__nested)
 {
     return on_sys_exit(ctx, true);
+}
+
+int kprobe__execve(void *ctx)
+{
+    return on_entry(ctx, false, false, false);
+}
+
+int kprobe__execveat(void *ctx)
+{
+    return on_entry(ctx, true, false, false);
+}
+
+int kprobe__compat_execve(void *ctx)
+{
+    return on_entry(ctx, false, true, false);
+}
+
+int kprobe__compat_execveat(void *ctx)
+{
+    return on_entry(ctx, true, true, false);
+}
+
+int kretprobe__exec(void *ctx)
+{
+    return on_return(ctx, false);
+}
+
+int kprobe__execve__nested(void *ctx)
+{
+    return on_entry(ctx, false, false, true);
+}
+
+int kprobe__execveat__nested(void *ctx)
+{
+    return on_entry(ctx, true, false, true);
+}
+
+int kprobe__compat_execve__nested(void *ctx)
+{
+    return on_entry(ctx, false, true, true);
+}
+
+int kprobe__compat_execveat__nested(void *ctx)
+{
+    return on_entry(ctx, true, true, true);
+}
+
+int kretprobe__exec__nested(void *ctx)
+{
+    return on_return(ctx, true);
+}
+
+int kprobe__begin_new_exec(void *ctx)
+{
+    return on_begin_new_exec(ctx);
 }

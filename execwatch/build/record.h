@@ -74,6 +74,7 @@ struct config {
     u32 tree;
     u32 forks;
     u32 exits;
+    u32 failed;
     u32 perf;
     u32 room_failed;
     u32 room_process;
@@ -140,11 +141,24 @@ struct exit_key {
     u32 reserved;
 };
 
+struct call {
+    u64 filename;
+    u64 argv;
+    u64 compat;
+    u64 valid;
+    u32 tid;
+    u32 argc;
+    u32 filename_size;
+    u32 interp_size;
+};
+
 struct counters {
     u64 filtered;
     u64 lost;
     u64 argv_unreadable;
     u64 argv_truncated;
     u64 tree_full;
+    u64 returned;
+    u64 entered;
     u64 seen;
 };

@@ -16,7 +16,7 @@ import attrs
 FORMAT = 1
 
 #: bpf_prog_type by the prefix of a program's name (include/uapi/linux/bpf.h).
-PROGRAM_TYPES = {"raw_tracepoint": 17}
+PROGRAM_TYPES = {"raw_tracepoint": 17, "kprobe": 2, "kretprobe": 2}
 
 
 @attrs.frozen

@@ -6,7 +6,7 @@ import os
 import struct
 from typing import Dict, Iterable, List, Mapping
 
-from execwatch.kernel import bpf
+from execwatch.kernel import bpf, kprobe
 from execwatch.kernel.image import PROGRAM_TYPES, Program, ProgramImage
 
 #: struct bpf_insn: code, registers (source in the upper half), offset, immediate.
@@ -51,11 +51,12 @@ class LoadedImage:
         except BaseException:
             self.close()
             raise
-        self._targets = {p.name: p.target for p in chosen}
 
-    def attach(self, name: str) -> int:
-        """Attach a program where its name says; return the link."""
-        return bpf.raw_tracepoint_open(self._targets[name], self.programs[name])
+    def attach(self, name: str, target: str) -> int:
+        """Attach a program to a tracepoint or function; return the link."""
+        if name.startswith("raw_tracepoint"):
+            return bpf.raw_tracepoint_open(target, self.programs[name])
+        return kprobe.attach(target, self.programs[name], at_return=name.startswith("kretprobe"))
 
     def skipped(self, name: str) -> int:
         """Return how often the kernel left out a run, because the program had interrupted itself.

@@ -213,13 +213,22 @@ def _open_output(cpu: int) -> int:
     attributes = struct.pack(
         "<IIQQQQQII", _TYPE_SOFTWARE, 112, _COUNT_SW_BPF_OUTPUT, 1, _SAMPLE_RAW, 0, 1 << 14, 1 << 31, 0
     )
-    buffer = ctypes.create_string_buffer(attributes, 112)
     try:
-        return bpf.syscall(_numbers()[0], ctypes.addressof(buffer), -1, cpu, -1, _FLAG_FD_CLOEXEC)
+        return open_event(attributes, cpu)
     except PermissionError as exc:
         raise privileges.explain() from exc
     except OSError as exc:
         raise LoadError(exc.errno or 0, f"perf buffer of CPU {cpu}") from exc
+
+
+def open_event(attributes: bytes, cpu: int) -> int:
+    """Call perf_event_open(2) for every process.
+
+    Raises:
+        OSError: With the kernel's errno.
+    """
+    buffer = ctypes.create_string_buffer(attributes, 112)
+    return bpf.syscall(_numbers()[0], ctypes.addressof(buffer), -1, cpu, -1, _FLAG_FD_CLOEXEC)
 
 
 def _timer(seconds: float) -> int:

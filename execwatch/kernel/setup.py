@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Mapping, Optional
+from typing import List, Mapping, Optional, Tuple
 
 import attrs
 
 from execwatch import wire
 from execwatch.errors import NotSupportedError
-from execwatch.kernel import filtering, loader, offsets
+from execwatch.kernel import filtering, kprobe, loader, offsets
 
 #: inode of the initial pid namespace: PROC_PID_INIT_INO, include/linux/proc_ns.h.
 _INITIAL_PID_NS = 0xEFFFFFFC
@@ -25,11 +25,15 @@ _SHARE_FAILED, _SHARE_PROCESS = 0.5, 0.75
 #: outlast the microseconds in which several threads of one process go.
 _ENDED = 4096
 
+#: Calls that are between their entry and their return, with kprobes; 8 KiB each.
+_IN_FLIGHT = 512
+
 
 @attrs.frozen
 class Options:
     """A tracer's own options, as :class:`~execwatch.ExecTracer` explains them."""
 
+    probe: str
     failed: bool
     forks: bool
     exits: bool
@@ -44,12 +48,15 @@ class Setup:
     """What to load.
 
     Attributes:
-        programs: The kind that each program counts for, by the program's name; in the order to attach.
+        programs: The kind that each program counts for, by the program's name.
+        attachments: Program and tracepoint or function, in order: what brings in
+            data for others first, so that those find it.
         sizes: Entries of those maps whose size isn't the image's.
         config: Members of ``wire.CONFIG``.
     """
 
     programs: Mapping[str, str]
+    attachments: Tuple[Tuple[str, str], ...]
     sizes: Mapping[str, int]
     config: Mapping[str, int]
 
@@ -65,18 +72,19 @@ def plan(options: Options, kernel_filter: filtering.KernelFilter, clock: wire.Cl
     tree = bool(kernel_filter.roots)
     if options.failed and found["offset_regs_orig_ax"] == wire.ABSENT:
         raise NotSupportedError("failed execs on this architecture", hint="x86_64 has them")
-    chosen = {"exec": "sched_process_exec"}
+    chosen: _Chosen = []
     if options.forks or tree:
-        chosen["fork"] = "sched_process_fork"
+        chosen.append(("fork", "raw_tracepoint__sched_process_fork", ("sched_process_fork",)))
     if options.exits or tree:
-        chosen["exit"] = "sched_process_exit" + ("__group_dead" if found["exit_has_group_dead"] else "")
-    if options.failed:
-        chosen["failed_exec"] = "sys_exit"
+        variant = "__group_dead" if found["exit_has_group_dead"] else ""
+        chosen.append(("exit", f"raw_tracepoint__sched_process_exit{variant}", ("sched_process_exit",)))
+    chosen += _kprobes() if options.probe == "kprobe" else _tracepoints(options.failed)
+    named = [(kind, _variant(name, bool(namespace)), targets) for kind, name, targets in chosen]
     perf = options.buffer == "perf"
     processes = _pid_limit()
     return Setup(
-        # Execs last: until then what they need is not in place.
-        programs={_program(target, bool(namespace)): kind for kind, target in reversed(chosen.items())},
+        programs={name: kind for kind, name, _ in named},
+        attachments=tuple((name, target) for _, name, targets in named for target in targets),
         sizes={
             "events": 4096 * 16 if perf else options.buffer_size,
             "perf_events": loader.possible_cpus(),
@@ -84,6 +92,7 @@ def plan(options: Options, kernel_filter: filtering.KernelFilter, clock: wire.Cl
             "tree": processes if tree else 1,
             "forks": processes if tree else 1,
             "exec_times": processes if options.exits else 1,
+            "in_flight": _IN_FLIGHT,
             "ended": _ENDED if options.exits else 1,
         },
         config={
@@ -96,6 +105,7 @@ def plan(options: Options, kernel_filter: filtering.KernelFilter, clock: wire.Cl
             "tree": tree,
             "forks": options.forks,
             "exits": options.exits,
+            "failed": options.failed,
             "perf": perf,
             "room_failed": int(options.buffer_size * _SHARE_FAILED),
             "room_process": int(options.buffer_size * _SHARE_PROCESS),
@@ -103,9 +113,32 @@ def plan(options: Options, kernel_filter: filtering.KernelFilter, clock: wire.Cl
     )
 
 
-def _program(target: str, nested: bool) -> str:
-    suffix = "" if not nested else "_nested" if "__" in target else "__nested"
-    return f"raw_tracepoint__{target}{suffix}"
+_Chosen = List[Tuple[str, str, Tuple[str, ...]]]
+
+
+def _tracepoints(failed: bool) -> _Chosen:
+    chosen: _Chosen = [("exec", "raw_tracepoint__sched_process_exec", ("sched_process_exec",))]
+    if failed:
+        chosen.append(("failed_exec", "raw_tracepoint__sys_exit", ("sys_exit",)))
+    return chosen
+
+
+def _kprobes() -> _Chosen:
+    """Returns first and entries last: a return that nobody saw begin is none."""
+    kprobe.check()
+    entries: _Chosen = [("exec", f"kprobe__{name}", (symbol,)) for name, symbol in kprobe.ENTRIES.items()]
+    return [
+        ("exec", "kretprobe__exec", tuple(kprobe.ENTRIES.values())),
+        ("exec", "kprobe__begin_new_exec", ("begin_new_exec",)),
+        *entries,
+    ]
+
+
+def _variant(name: str, nested: bool) -> str:
+    """The program for a tracer in a pid namespace of its own; where pids don't matter there is but one."""
+    if not nested or name == "kprobe__begin_new_exec":
+        return name
+    return name + ("_nested" if name.count("__") > 1 else "__nested")
 
 
 def _pid_limit() -> int:

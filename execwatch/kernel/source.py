@@ -11,9 +11,10 @@ import struct
 from typing import Any, Dict, List, NamedTuple, Optional, Union
 
 from execwatch import wire
+from execwatch.errors import NotSupportedError
 from execwatch.events import AnyEvent, AnyProcessEvent, ExecEvent, FailedExecEvent
 from execwatch.filters import Filter, user_part
-from execwatch.kernel import bpf, filtering, loader, setup, subtree
+from execwatch.kernel import bpf, filtering, kprobe, loader, setup, subtree
 from execwatch.kernel.image import ProgramImage
 from execwatch.kernel.losses import Ledger, Losses
 from execwatch.kernel.perf import PerfBuffers
@@ -77,14 +78,14 @@ class KernelSource:
                 )
             else:
                 self._buffer = Ring(self._image.maps["events"], options.buffer_size)
-            self._attach(kernel_filter, dict(plan.config))
+            self._attach(kernel_filter, plan)
         except BaseException:
             self.close()
             raise
         self.start = Position(self._buffer.start)
 
-    def _attach(self, kernel_filter: filtering.KernelFilter, config: Dict[str, int]) -> None:
-        maps = self._image.maps
+    def _attach(self, kernel_filter: filtering.KernelFilter, plan: setup.Setup) -> None:
+        maps, config = self._image.maps, dict(plan.config)
         arming = 0
         for parts in kernel_filter.roots.values():
             arming |= parts
@@ -92,16 +93,19 @@ class KernelSource:
         for key, value in kernel_filter.entries:
             bpf.map_update(maps["filters"], key, value)
         known = subtree.scan() if arming else {}
-        waiting = list(self._programs.items())
-        for name, kind in waiting:
-            if kind in ("fork", "exit"):
-                self._links.append(self._image.attach(name))
-        if arming:
-            self._subtree_full = subtree.fill(maps["tree"], maps["forks"], kernel_filter.roots, known)
-            self._configure(config)
-        for name, kind in waiting:
-            if kind not in ("fork", "exit"):
-                self._links.append(self._image.attach(name))
+        for name, target in plan.attachments:
+            if arming and plan.programs[name] not in ("fork", "exit"):
+                self._subtree_full = subtree.fill(maps["tree"], maps["forks"], kernel_filter.roots, known)
+                self._configure(config)
+                arming = 0
+            self._link(name, target)
+
+    def _link(self, name: str, target: str) -> None:
+        try:
+            self._links.append(self._image.attach(name, target))
+        except NotSupportedError:
+            if target not in kprobe.OPTIONAL:
+                raise
 
     def _configure(self, config: Dict[str, int]) -> None:
         bpf.map_update(self._image.maps["config"], struct.pack("<I", 0), wire.pack(wire.CONFIG, config))
@@ -178,7 +182,24 @@ class KernelSource:
         return [wire.unpack(wire.COUNTERS, value) for value in values]
 
     def _skipped(self) -> Dict[str, int]:
-        return {kind: self._image.skipped(name) for name, kind in self._programs.items()}
+        """Runs of programs that the kernel left out, by the kind of event that went with them."""
+        skipped: Dict[str, int] = {}
+        for name, kind in self._programs.items():
+            skipped[kind] = skipped.get(kind, 0) + self._image.skipped(name)
+        if "in_flight" in self._image.maps:
+            skipped["exec"] += self._missed_returns()
+        return skipped
+
+    def _missed_returns(self) -> int:
+        """With kprobes: calls that began and of whose return the kernel told nothing.
+
+        A kretprobe can follow so many calls at once, and no more.
+        """
+        values = self._values("exec")
+        missing = sum(value["entered"] - value["returned"] for value in values)
+        if missing <= 0:
+            return 0
+        return max(0, missing - kprobe.count_in_flight(self._image.maps["in_flight"]))
 
     def counts(self) -> Counts:
         """Return the counters; after close the last ones."""

@@ -48,6 +48,9 @@ def skip(reason: Reason, detail: str = "") -> NoReturn:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--buffer", choices=["ring", "perf"], default="ring", help="what tracers read from")
+    parser.addoption(
+        "--probe", choices=["tracepoint", "kprobe"], default="tracepoint", help="what tracers attach to"
+    )
 
 
 @pytest.fixture
@@ -56,12 +59,19 @@ def tracer_buffer(request: pytest.FixtureRequest) -> str:
     return str(request.config.getoption("--buffer"))
 
 
+@pytest.fixture
+def tracer_probe(request: pytest.FixtureRequest) -> str:
+    """Likewise: what they attach to."""
+    return str(request.config.getoption("--probe"))
+
+
 @pytest.fixture(autouse=True)
-def _defaults(tracer_buffer: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same tests for every buffer: what is the default is replaced."""
+def _defaults(tracer_buffer: str, tracer_probe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same tests for every buffer and probe: what is the default is replaced."""
     defaults = ExecTracer.__init__.__kwdefaults__
     assert defaults is not None
     monkeypatch.setitem(defaults, "buffer", tracer_buffer)
+    monkeypatch.setitem(defaults, "probe", tracer_probe)
 
 
 @pytest.fixture(autouse=True)
