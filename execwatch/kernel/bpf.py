@@ -212,8 +212,7 @@ def _name(text: str) -> bytes:
 def _with_memlock(create: Callable[[], _T]) -> _T:
     """Call ``create``; where it is refused for RLIMIT_MEMLOCK, lift the limit for that moment.
 
-    Since Linux 5.11 BPF memory is charged to the cgroup instead (commit
-    d5299b67dd59, "bpf: Memcg-based memory accounting for bpf maps").
+    Since Linux 5.11 BPF memory is charged to the cgroup instead (commit 3ac1f01b43b6).
     """
     try:
         return create()

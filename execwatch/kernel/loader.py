@@ -61,8 +61,7 @@ class LoadedImage:
     def skipped(self, name: str) -> int:
         """Return how often the kernel left out a run, because the program had interrupted itself.
 
-        Told since Linux 5.12 (commit 9ed9e9ba2337, "bpf: Count the number of
-        times recursion was prevented"); 0 before.
+        Told since Linux 5.12 (recursion_misses in the descriptor's fdinfo, bpf(2)); 0 before.
         """
         try:
             with open(f"/proc/thread-self/fdinfo/{self.programs[name]}") as file:

@@ -134,7 +134,7 @@ def test_arguments_arrive_byte_for_byte(programs: Programs, arguments: list[byte
 
 
 def test_no_argv_at_all(programs: Programs) -> None:
-    """Since Linux 5.18 (commit dcd46d897adb) the kernel puts in an empty string."""
+    """Since Linux 5.18 the kernel puts in an empty string."""
     with ExecTracer(mine()) as tracer:
         # Python itself refuses an empty argv[0], so the call is made below it.
         code = (
