@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import signal
@@ -10,7 +11,6 @@ import sys
 import threading
 import time
 import traceback
-from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Callable, Iterable, Iterator, List, NamedTuple, Optional, Set, Tuple
 
@@ -30,12 +30,31 @@ class Position(NamedTuple):
     lost: int = 0
 
 
+class Flag:
+    """A threading.Event without a lock, which an interrupt could leave locked."""
+
+    def __init__(self) -> None:
+        self._set = False
+
+    def set(self) -> None:
+        self._set = True
+
+    def clear(self) -> None:
+        self._set = False
+
+    def is_set(self) -> bool:
+        return self._set
+
+    def wait(self) -> None:
+        until(self.is_set, "a flag")
+
+
 class ScriptedSource:
     """A :class:`execwatch.source.Source` over a list that the test appends to.
 
-    Its descriptor is a pipe that holds a byte for each event that was not released:
-    level-triggered, as the kernel's ring is. A None stands for a record that can't
-    be decoded.
+    Its descriptor is a pipe that is readable while there are events that were not
+    released: level-triggered, as the kernel's ring is. A None stands for a record
+    that can't be decoded.
 
     Attributes:
         reads: The arguments of each read.
@@ -59,19 +78,22 @@ class ScriptedSource:
         self.closes = 0
         self.lost = 0
         self.dropped_early = 0
-        self.idle = threading.Event()
+        self.idle = Flag()
         self.misuse: List[str] = []
         self._inside = False
         self._batch = batch
         self._drop = drop
         self._read_end, self._write_end = os.pipe()
+        for end in (self._read_end, self._write_end):
+            os.set_blocking(end, False)
         self.put(*events)
 
     def put(self, *events: Any) -> None:
         """Let events happen."""
         self.idle.clear()
         self.events += events
-        os.write(self._write_end, b"\0" * len(events))
+        if events:
+            self._be_readable()
 
     def lose(self, count: int) -> None:
         """Let events be lost that no record tells of."""
@@ -107,9 +129,16 @@ class ScriptedSource:
         return Batch(events, position._replace(lost=lost), 0)
 
     def release(self, position: Position) -> None:
-        if position.index > self.released:
-            os.read(self._read_end, position.index - self.released)
-            self.released = position.index
+        self.released = position.index
+        if self.released == len(self.events):
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._read_end, 65536)
+            if self.released < len(self.events):  # put in this instant
+                self._be_readable()
+
+    def _be_readable(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._write_end, b"\0")
 
     def counts(self) -> Counts:
         execs = sum(e is None or e.kind == "exec" for e in self.events)
@@ -140,7 +169,7 @@ def tracer_over(source: Any, *, latency: float = 0.0, lost: bool = True) -> Exec
     return tracer
 
 
-@contextmanager
+@contextlib.contextmanager
 def tracing(source: ScriptedSource, **options: Any) -> Iterator[ExecTracer[Any]]:
     """A started tracer; at the end the source must have been closed once and never misused."""
     with tracer_over(source, **options) as tracer:
@@ -221,6 +250,30 @@ def open_files() -> Set[str]:
     return found
 
 
+@contextlib.contextmanager
+def handling(number: int, handler: Callable[[], None]) -> Iterator[None]:
+    """Send this process a signal, again and again, and have the handler called.
+
+    Once is not enough: one that comes between the interpreter's last look and the
+    system call that waits is handled when that returns.
+    """
+    done = Flag()
+    before = signal.signal(number, lambda *_: handler())
+
+    def send() -> None:
+        while not done.is_set():
+            os.kill(os.getpid(), number)
+            time.sleep(0.002)
+
+    sender = Background(send)
+    try:
+        yield
+    finally:
+        done.set()
+        sender.result()
+        signal.signal(number, before)
+
+
 class Interrupts:
     """How often Ctrl-C came in the library's code."""
 
@@ -236,7 +289,7 @@ class Interrupts:
             frame = frame.f_back
 
 
-@contextmanager
+@contextlib.contextmanager
 def storm_of_interrupts() -> Iterator[Interrupts]:
     """Another process sends SIGINT as fast as it can; it raises wherever the library is."""
     interrupts = Interrupts()

@@ -1,0 +1,178 @@
+"""The command without a kernel: what it prints of events, and what it makes of failures."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from typing import Any, Callable, List
+
+import pytest
+
+from execwatch import BccNotFoundError, LoadError, NotSupportedError, PrivilegeError, cli
+from execwatch.cli import rows, trace
+from execwatch.events import AnyEvent
+from execwatch.testing import exec_event, fake_tracer, lost_events
+
+Main = Callable[..., int]
+
+
+@pytest.fixture
+def main(monkeypatch: pytest.MonkeyPatch) -> Main:
+    """The command over these events."""
+
+    def run(events: List[AnyEvent], *options: str) -> int:
+        monkeypatch.setattr(trace, "ExecTracer", lambda filter, lost: fake_tracer(events))
+        return cli.main(options)
+
+    return run
+
+
+def table(capsys: pytest.CaptureFixture[str]) -> List[str]:
+    """What stands under PCOMM and behind it, without the header."""
+    return [line[8:] for line in capsys.readouterr().out.splitlines()[1:]]
+
+
+# -- Rows -------------------------------------------------------------------------------
+
+
+def test_a_row_in_its_columns() -> None:
+    event = exec_event(argv=("/usr/bin/docker", "exec"), pid=8854, ppid=3154, boottime_ns=6_908_000_000)
+    row = rows.table_row(1_000_000_000, time_of_day=False, seconds=True)
+    assert row(event) == "5.908   docker           8854   3154     0 /usr/bin/docker exec\n"
+
+
+def test_a_parent_that_is_not_known() -> None:
+    row = rows.table_row(0, time_of_day=False, seconds=False)
+    assert row(exec_event(pid=7, ppid=None)) == "true             7      ?        0 /bin/true\n"
+
+
+@pytest.mark.parametrize(
+    ("fields", "shown"),
+    [
+        ({"argv": ("lie", "x"), "filename": "./prog", "interp": "./prog"}, "./prog x"),
+        (
+            {"argv": ("/bin/sh", "./script", "x"), "filename": "./script", "interp": "/bin/sh"},
+            "/bin/sh ./script x",
+        ),
+        ({"argv": (), "filename": "/bin/x", "interp": "/bin/x"}, "/bin/x"),
+        ({"argv": ("x",), "filename": None, "interp": None, "comm": "x"}, "x"),
+        ({"argv": (), "argv_status": "unreadable", "filename": "/a b"}, "'/a b' (arguments unreadable)"),
+        (
+            {"argv": (), "argv_status": "unreadable", "filename": None, "comm": "x"},
+            "'?' (arguments unreadable)",
+        ),
+        ({"argv": ("/bin/x", "y"), "argv_status": "truncated"}, "/bin/x y ..."),
+        ({"argv": ("/bin/x", "(arguments", "unreadable)")}, "/bin/x '(arguments' 'unreadable)'"),
+    ],
+)
+def test_arguments(fields: Any, shown: str) -> None:
+    assert rows.arguments(exec_event(**fields)) == shown
+
+
+def test_one_event_is_one_line_of_json() -> None:
+    event = exec_event(argv=("/bin/x", "\n\u2028\x9b"))
+    line = rows.json_line(event)
+    assert line.isascii()
+    assert line.count("\n") == 1
+    assert json.loads(line) == event.to_dict()
+
+
+# -- The loop ------------------------------------------------------------------------------
+
+
+def test_all_events_then_the_end(main: Main, capsys: pytest.CaptureFixture[str]) -> None:
+    events: List[AnyEvent] = [exec_event(argv=("/bin/a",)), exec_event(argv=("/bin/b",))]
+    assert main(events, "--duration", "0") == 0
+    assert [line.split()[-1] for line in table(capsys)] == ["/bin/a", "/bin/b"]
+
+
+def test_the_count_is_of_programs_that_are_shown(main: Main, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["x", "sh", "x", "sh", "sh"]
+    events: List[AnyEvent] = [exec_event(argv=(name, str(n))) for n, name in enumerate(names)]
+    events.insert(1, lost_events())
+    assert main(events, "-n", "^sh$", "--count", "2") == 0
+    assert [line[-4:] for line in table(capsys)] == ["sh 1", "sh 3"]
+
+
+def test_the_arguments_are_matched_joined(main: Main, capsys: pytest.CaptureFixture[str]) -> None:
+    events: List[AnyEvent] = [exec_event(argv=("/bin/a", "b", "c")), exec_event(argv=("/bin/a", "c"))]
+    assert main(events, "-l", "^/bin/a b c$", "--duration", "0") == 0
+    assert len(table(capsys)) == 1
+
+
+def test_a_gap_is_told_where_it_is_and_in_the_end(main: Main, capfd: pytest.CaptureFixture[str]) -> None:
+    events: List[AnyEvent] = [exec_event(), lost_events(count=7), exec_event(), lost_events(count=4)]
+    assert main(events, "--duration", "0") == 0
+    out, err = capfd.readouterr()
+    assert len(out.splitlines()) == 3
+    first, second, last = err.splitlines()
+    assert (first, second) == ("execwatch: 7 events lost here", "execwatch: 4 events lost here")
+    assert last.startswith("execwatch: 11 events lost in all")
+
+
+def test_gaps_are_events_in_json(main: Main, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main([exec_event(), lost_events(count=7)], "--json", "--duration", "0") == 0
+    out, err = capfd.readouterr()
+    _, lost = map(json.loads, out.splitlines())
+    assert (lost["kind"], lost["count"], lost["of"]) == ("lost", 7, "exec")
+    assert re.fullmatch(r"execwatch: 7 events lost in all.*\n", err)
+
+
+def test_the_handler_for_ctrl_c_is_given_back(main: Main) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    assert main([exec_event()], "--duration", "0") == 0
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+# -- Failures -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (PrivilegeError("needs root"), 4),
+        (BccNotFoundError("needs BCC"), 3),
+        (NotSupportedError("BTF", "5.2"), 1),
+        (LoadError(22, "program 'x'", "many\nlines"), 1),
+        (ValueError("ppids: there is no process 5"), 2),
+        (OSError(28, "No space left on device"), 1),
+        (KeyError("x"), 1),
+    ],
+)
+def test_an_error_is_a_message_and_a_status(
+    error: Exception, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Failing:
+        def __init__(self, filter: object, lost: bool) -> None: ...
+
+        def start(self) -> None:
+            raise error
+
+    monkeypatch.setattr(trace, "ExecTracer", Failing)
+    assert cli.main([]) == status
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("execwatch: ")
+    assert str(error) in err
+    assert "Traceback" not in err
+
+
+def test_ctrl_c_before_the_start(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trace, "ExecTracer", interrupted)
+    assert cli.main([]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["-u", "-1"], ["-u", "4294967295"], ["-P", "0"], ["--duration", "nan"], ["--coun", "3"], ["-l", "*"]],
+)
+def test_wrong_usage(options: List[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(options) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("usage: execwatch trace")

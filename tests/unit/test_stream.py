@@ -1,0 +1,482 @@
+"""Waiting, stopping, closing and interrupts, with threads and signals."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import select
+import signal
+import threading
+import time
+from typing import Any, Callable, Dict, List
+
+import pytest
+
+from execwatch import ExecTracer, StateError
+from execwatch.events import ExecEvent
+from execwatch.source import Batch
+from execwatch.testing import exec_event
+
+from .scripted import (
+    Background,
+    Flag,
+    Position,
+    ScriptedSource,
+    handling,
+    numbered,
+    numbers,
+    open_files,
+    storm_of_interrupts,
+    tracer_over,
+    tracing,
+    until,
+)
+
+#: What blocks until there is an event, and returns a list of those it got.
+BLOCKING: Dict[str, Callable[[ExecTracer[Any]], List[Any]]] = {
+    "read": lambda tracer: tracer.read(),
+    "events": lambda tracer: list(tracer.events()),
+    "timeout": lambda tracer: list(tracer.events(timeout=1000)),
+}
+
+
+# -- Waiting ----------------------------------------------------------------------------------
+
+
+def test_a_waiting_reader_is_woken_by_an_event() -> None:
+    source = ScriptedSource()
+    with tracing(source) as tracer:
+        consumer = Background(tracer.read)
+        source.idle.wait()
+        source.put(*numbered(1))
+        assert numbers(consumer.result()) == [0]
+
+
+def test_nobody_is_woken_for_nothing() -> None:
+    source = ScriptedSource()
+    with tracing(source) as tracer:
+        assert tracer.read(timeout=0.05) == []
+        assert len(source.reads) <= 3
+
+
+def test_events_that_come_close_together_are_read_at_once() -> None:
+    """Many wake-ups cost the traced programs more than one."""
+    source = ScriptedSource()
+    with tracing(source, latency=1.0) as tracer:
+        consumer = Background(tracer.read)
+        source.idle.wait()
+        for number in range(50):
+            source.put(exec_event(cpu=number))
+        assert numbers(consumer.result()) == list(range(50))
+        assert len(source.reads) == 2
+
+
+def test_without_latency_an_event_is_read_at_once() -> None:
+    source = ScriptedSource()
+    with tracing(source) as tracer:
+        found: List[Any] = []
+        consumer = Background(lambda: found.extend(tracer.events()))
+        for number in range(5):
+            source.idle.wait()
+            source.put(exec_event(cpu=number))
+            until(lambda number=number: len(found) > number, "the event")
+        tracer.stop()
+        consumer.result()
+        assert len(source.reads) >= 6
+
+
+def test_latency_never_outlasts_the_timeout() -> None:
+    source = ScriptedSource()
+    with tracing(source, latency=1.0) as tracer:
+        begin = time.monotonic()
+        consumer = Background(lambda: tracer.read(timeout=0.05))
+        source.idle.wait()
+        source.put(*numbered(1))
+        found = consumer.result()
+        assert time.monotonic() - begin < 0.9
+        assert numbers(found + tracer.read(timeout=0)) == [0]
+
+
+def test_latency_never_outlasts_stop() -> None:
+    source = ScriptedSource()
+    with tracing(source, latency=1.0) as tracer:
+        consumer = Background(lambda: list(tracer.events()))
+        source.idle.wait()
+        begin = time.monotonic()
+        source.put(*numbered(1))
+        tracer.stop()
+        assert numbers(consumer.result()) == [0]
+        assert time.monotonic() - begin < 0.9
+
+
+def test_what_is_there_already_is_not_waited_for() -> None:
+    with tracing(ScriptedSource(numbered(3)), latency=1.0) as tracer:
+        begin = time.monotonic()
+        assert len(tracer.read()) == 3
+        assert time.monotonic() - begin < 0.9
+
+
+# -- One reader at a time ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("second", BLOCKING)
+@pytest.mark.parametrize("first", BLOCKING)
+def test_a_second_reader_in_another_thread_is_refused(first: str, second: str) -> None:
+    source = ScriptedSource()
+    with tracing(source) as tracer:
+        consumer = Background(lambda: BLOCKING[first](tracer))
+        source.idle.wait()
+        for _ in range(3):
+            with pytest.raises(StateError, match="one at a time"):
+                BLOCKING[second](tracer)
+        source.put(*numbered(1))
+        tracer.stop()
+        assert numbers(consumer.result()) == [0]
+
+
+def test_a_reader_in_a_signal_handler_is_refused() -> None:
+    source = ScriptedSource()
+    answers: List[Any] = []
+
+    def handler() -> None:
+        if not source.idle.is_set():
+            return
+        try:
+            answers.append(tracer.read(timeout=0))
+        except StateError as exc:
+            answers.append(exc)
+        tracer.stop()
+
+    with tracing(source) as tracer, handling(signal.SIGUSR1, handler):
+        assert list(tracer.events()) == []
+    assert isinstance(answers[0], StateError)
+
+
+def test_readers_may_take_turns() -> None:
+    with tracing(ScriptedSource(numbered(4))) as tracer:
+        assert numbers(Background(lambda: list(tracer.events(count=2))).result()) == [0, 1]
+        assert numbers(Background(tracer.read).result()) == [2, 3]
+
+
+# -- Stop -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", BLOCKING)
+def test_stop_wakes_a_waiting_reader(how: str) -> None:
+    source = ScriptedSource()
+    with tracing(source) as tracer:
+        consumer = Background(lambda: BLOCKING[how](tracer))
+        source.idle.wait()
+        tracer.stop()
+        assert consumer.result() == []
+        assert source.detached
+
+
+def test_what_is_buffered_at_the_stop_is_still_delivered() -> None:
+    source = ScriptedSource(numbered(10), batch=2)
+    with tracing(source) as tracer:
+        iterator = tracer.events()
+        next(iterator)
+        Background(tracer.stop).result()
+        assert numbers(iterator) == list(range(1, 10))
+        assert tracer.stats().delivered == 10
+        with pytest.raises(StopIteration):
+            next(iterator)
+
+
+def test_events_until_the_stop_are_delivered_to_a_waiting_reader() -> None:
+    """They come in the same instant as the stop, again and again."""
+    for _ in range(50):
+        source = ScriptedSource()
+        with tracing(source) as tracer:
+            consumer = Background(lambda tracer=tracer: list(tracer.events()))
+            source.idle.wait()
+            source.put(*numbered(3))
+            tracer.stop()
+            assert numbers(consumer.result()) == [0, 1, 2]
+
+
+def test_stop_may_be_called_again_and_again_and_never_waits() -> None:
+    with tracing(ScriptedSource()) as tracer:
+        Background(lambda: [tracer.stop() for _ in range(70_000)]).result()
+        assert tracer.read() == []
+
+
+@pytest.mark.parametrize("end", ["stop", "close"])
+def test_the_end_may_come_from_a_signal_handler(end: str) -> None:
+    for _ in range(10):
+        source = ScriptedSource()
+        tracer = tracer_over(source)
+
+        def handler(source: ScriptedSource = source, tracer: ExecTracer[Any] = tracer) -> None:
+            if source.idle.is_set() and not tracer.closed:
+                getattr(tracer, end)()
+
+        with tracer, handling(signal.SIGUSR1, handler):
+            assert list(tracer.events()) == []
+        assert (source.closes, source.misuse) == (1, [])
+
+
+# -- Close ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", BLOCKING)
+def test_close_wakes_a_waiting_reader_which_frees(how: str) -> None:
+    source = ScriptedSource()
+    before = open_files()
+    with tracing(source) as tracer:
+        consumer = Background(lambda: BLOCKING[how](tracer))
+        source.idle.wait()
+        tracer.close()
+        assert consumer.result() == []
+        assert source.closes == 1
+    assert open_files() <= before
+
+
+def test_close_discards_what_was_not_handed_over_and_counts_it() -> None:
+    source = ScriptedSource(numbered(5), batch=3)
+    with tracing(source) as tracer:
+        iterator = tracer.events()
+        next(iterator)
+        tracer.close()
+        assert list(iterator) == []
+        stats = tracer.stats()
+        assert (stats.delivered, stats.exec.lost_by_reason.closed, stats.pending) == (1, 4, 0)
+
+
+class Gate(ScriptedSource):
+    """Its reads wait for the test."""
+
+    def __init__(self, events: List[Any]) -> None:
+        super().__init__(events)
+        self.inside_read = threading.Event()
+        self.go_on = threading.Event()
+
+    def read(self, position: Position, barrier: bool) -> Batch:
+        self.inside_read.set()
+        assert self.go_on.wait(20)
+        return super().read(position, barrier)
+
+
+def test_close_never_waits_for_a_reader_and_never_frees_under_it() -> None:
+    source = Gate(numbered(3))
+    with tracing(source) as tracer:
+        consumer = Background(lambda: list(tracer.events()))
+        assert source.inside_read.wait(20)
+        tracer.close()
+        assert source.closes == 0
+        assert tracer.closed
+        source.go_on.set()
+        assert consumer.result() == []
+        assert source.closes == 1
+        assert tracer.stats().exec.lost_by_reason.closed == 3
+
+
+def test_closes_from_many_threads_close_once() -> None:
+    for _ in range(20):
+        source = ScriptedSource(numbered(3))
+        with tracing(source) as tracer:
+            consumer = Background(lambda tracer=tracer: list(tracer.events()))
+            start = threading.Barrier(3)
+
+            def close(tracer: ExecTracer[Any] = tracer, start: threading.Barrier = start) -> None:
+                start.wait(20)
+                tracer.close()
+
+            closers = [Background(close) for _ in range(3)]
+            for thread in (*closers, consumer):
+                thread.result()
+
+
+def test_close_while_another_thread_iterates_over_what_it_has() -> None:
+    for _ in range(20):
+        source = ScriptedSource(numbered(2000))
+        with tracing(source) as tracer:
+            found: List[Any] = []
+            consumer = Background(lambda found=found, tracer=tracer: found.extend(tracer.events()))
+            until(lambda found=found: found, "the first event")
+            tracer.close()
+            consumer.result()
+            assert numbers(found) == list(range(len(found)))
+            stats = tracer.stats()
+            assert stats.seen == stats.delivered + stats.lost == 2000
+            # The counters are read in the instant of closing: one may be on its way.
+            assert 0 <= len(found) - stats.delivered <= 1
+
+
+def test_a_close_that_was_interrupted_is_made_good() -> None:
+    class Interrupted(ScriptedSource):
+        def detach(self) -> None:
+            if not self.detached:
+                super().detach()
+                raise KeyboardInterrupt
+
+    source = Interrupted()
+    before = open_files()
+    tracer = tracer_over(source)
+    tracer.start()
+    with pytest.raises(KeyboardInterrupt):
+        tracer.close()
+    assert source.closes == 0
+    with pytest.warns(ResourceWarning):
+        del tracer
+        gc.collect()
+    assert source.closes == 1
+    assert open_files() < before
+
+
+def test_an_interrupt_behind_the_stop_of_a_close_is_made_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = ScriptedSource()
+    tracer = tracer_over(source)
+    tracer.start()
+    stream = tracer._stream
+    assert stream is not None
+    free = stream._free
+
+    def interrupted() -> None:
+        monkeypatch.setattr(stream, "_free", free)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stream, "_free", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tracer.close()
+    del tracer, stream
+    gc.collect()
+    assert source.closes == 1
+
+
+# -- Ctrl-C -----------------------------------------------------------------------------------
+
+
+class Storm(ScriptedSource):
+    """Many events, a few a read, and a descriptor that is always readable."""
+
+    def __init__(self, events: List[Any]) -> None:
+        super().__init__(events[:1], batch=7)
+        self.events += events[1:]
+
+    def release(self, position: Position) -> None:
+        self.released = position.index
+
+
+COUNT = 30_000
+
+#: Hand over what comes, as far as it goes; the list is filled event by event.
+HAND_OVER: Dict[str, Callable[[ExecTracer[Any], List[Any]], Any]] = {
+    "events": lambda tracer, found: found.extend(tracer.events()),
+    "count": lambda tracer, found: found.extend(tracer.events(count=100)),
+    "timeout": lambda tracer, found: found.extend(tracer.events(timeout=0.001)),
+    "read": lambda tracer, found: found.extend(tracer.read()),
+    "barrier": lambda tracer, found: found.extend(tracer.read(timeout=0)),
+}
+
+
+def test_ctrl_c_loses_nothing_and_repeats_nothing() -> None:
+    """Every consumer in turn, interrupted wherever it is in the library."""
+    events = numbered(COUNT)
+    found: List[ExecEvent] = []
+    source = Storm(events)
+    with tracing(source) as tracer:
+        ways = [HAND_OVER[name] for name in ("count", "timeout", "read")]
+        with storm_of_interrupts() as interrupts:
+            rounds = 0
+            while len(found) < COUNT:
+                with contextlib.suppress(KeyboardInterrupt):
+                    ways[rounds % len(ways)](tracer, found)
+                rounds += 1
+        assert interrupts.raised > 20
+        assert numbers(found) == list(range(COUNT))
+        assert tracer.stats().delivered == COUNT
+        assert tracer.read(timeout=0) == []
+
+
+def test_ctrl_c_while_waiting_loses_nothing() -> None:
+    source = ScriptedSource()
+    found: List[ExecEvent] = []
+    with tracing(source) as tracer, storm_of_interrupts() as interrupts:
+
+        def feed() -> None:
+            for number in range(300):
+                source.put(exec_event(cpu=number))
+                until(lambda number=number: len(found) > number, "the event")
+
+        feeder = Background(feed)
+        while len(found) < 300:
+            with contextlib.suppress(KeyboardInterrupt):
+                found.extend(tracer.events(count=1))
+        feeder.result()
+    assert interrupts.raised > 20
+    assert numbers(found) == list(range(300))
+
+
+def test_ctrl_c_before_the_release_does_not_block_a_full_buffer() -> None:
+    class Full(ScriptedSource):
+        """Takes nothing in until what was read is released; the first release is interrupted."""
+
+        interrupted = False
+
+        def release(self, position: Position) -> None:
+            if not self.interrupted:
+                self.interrupted = True
+                raise KeyboardInterrupt
+            super().release(position)
+
+    source = Full(numbered(2))
+    with tracing(source) as tracer:
+        with pytest.raises(KeyboardInterrupt):
+            tracer.read(timeout=0)
+        assert numbers(tracer.read(timeout=0)) == [0, 1]
+        assert source.released == 2
+
+
+def test_ctrl_c_wakes_a_waiting_reader() -> None:
+    source = ScriptedSource()
+    interrupted = Flag()
+
+    def handler() -> None:
+        if source.idle.is_set() and not interrupted.is_set():
+            interrupted.set()
+            raise KeyboardInterrupt
+
+    with tracing(source) as tracer, handling(signal.SIGINT, handler):
+        with pytest.raises(KeyboardInterrupt):
+            tracer.read()
+        source.put(*numbered(2))
+        assert numbers(tracer.events(count=2)) == [0, 1]
+
+
+def test_the_source_is_not_closed_by_ctrl_c() -> None:
+    source = ScriptedSource()
+    with pytest.raises(KeyboardInterrupt), tracer_over(source) as tracer:
+        source.put(*numbered(1))
+        for _ in tracer.events():
+            raise KeyboardInterrupt
+    assert source.closes == 1
+    assert tracer.stats().delivered == 1
+
+
+# -- Waiting elsewhere ------------------------------------------------------------------------
+
+
+def test_a_select_loop_sees_everything() -> None:
+    source = ScriptedSource()
+    found: List[Any] = []
+    with tracing(source) as tracer:
+
+        def feed() -> None:
+            for number in range(100):
+                source.put(exec_event(cpu=number))
+                if number % 3 == 0:
+                    until(lambda number=number: len(found) > number, "the event")
+            tracer.stop()
+
+        feeder = Background(feed)
+        while True:
+            select.select([tracer.fileno()], [], [], 20)
+            batch = tracer.read(timeout=0)
+            if not batch and tracer._stream is not None and tracer._stream.ended():
+                break
+            found += batch
+        feeder.result()
+    assert numbers(found) == list(range(100))
