@@ -145,7 +145,8 @@ class TestImage:
         }
         assert image.license == "Dual MIT/GPL"
         assert image.source_hash == source.digest(SAMPLE, folder=str(folder))
-        assert image.compiler.startswith("BCC ") and "unknown" not in image.compiler
+        assert image.compiler.startswith("BCC ")
+        assert "unknown" not in image.compiler
 
     def test_relocations_stand_where_maps_are_used(self, folder: Path) -> None:
         on_exec, on_exit = compile_sample(folder).programs
@@ -154,7 +155,9 @@ class TestImage:
         assert [name for _, name in on_exit.relocations] == ["tree"]
         for index, _ in on_exec.relocations:
             load = on_exec.instructions[index * 8 : index * 8 + 16]
-            assert load[0] == 0x18 and load[1] >> 4 == 1 and not any(load[4:])
+            assert load[0] == 0x18
+            assert load[1] >> 4 == 1
+            assert not any(load[4:])
 
     def test_the_ring_can_be_asked_for_its_fill(self, folder: Path) -> None:
         program = compile_sample(folder).programs[0]
@@ -163,7 +166,8 @@ class TestImage:
             for at in range(0, len(program.instructions), 8)
             if program.instructions[at] == 0x85
         ]
-        assert 134 in calls and 130 in calls
+        assert 134 in calls
+        assert 130 in calls
 
     def test_is_the_same_each_time_and_wherever_it_is_made(self, folder: Path, tmp_path: Path) -> None:
         first = compile_sample(folder).to_json()
@@ -179,7 +183,8 @@ class TestImage:
             thread.start()
         for thread in threads:
             thread.join()
-        assert len(found) == 3 and len(set(found)) == 1
+        assert len(found) == 3
+        assert len(set(found)) == 1
 
     def test_leaves_process_as_it_was(self, folder: Path) -> None:
         def state() -> object:
@@ -348,7 +353,8 @@ class TestShippedImage:
         Path(images.shipped_path("sample", folder=str(folder))).write_text(image.to_json())
         monkeypatch.setattr(bcc, "locate", lambda: None)  # no BCC is needed
         assert images.load("sample", folder=str(folder), cache_directory=cache) == image
-        assert not compiles and not os.path.exists(cache)
+        assert not compiles
+        assert not os.path.exists(cache)
 
     @pytest.mark.parametrize("changed", ["sample.bpf.c", "sample.h"])
     def test_is_not_used_for_a_changed_source(
@@ -364,7 +370,8 @@ class TestShippedImage:
         text = folder.joinpath(changed).read_text()
         folder.joinpath(changed).write_text(text.replace("16", "15").replace("4096", "2048"))
         assert images.load("sample", folder=str(folder), cache_directory=cache) != old
-        assert len(compiles) == 1 and "not of the source beside it" in caplog.text
+        assert len(compiles) == 1
+        assert "not of the source beside it" in caplog.text
 
     @pytest.mark.parametrize("keep", [0, 100, -100])
     def test_is_not_used_if_damaged(
@@ -373,7 +380,8 @@ class TestShippedImage:
         image = compile_sample(folder)
         Path(images.shipped_path("sample", folder=str(folder))).write_text(image.to_json()[:keep])
         assert images.load("sample", folder=str(folder), cache_directory=cache) == image
-        assert len(compiles) == 1 and "ignoring the shipped image" in caplog.text
+        assert len(compiles) == 1
+        assert "ignoring the shipped image" in caplog.text
 
     def test_the_programs_of_the_package_compile(self) -> None:
         names = [os.path.basename(path) for path in glob.glob(os.path.join(source.FOLDER, "*.bpf.c"))]
@@ -443,7 +451,8 @@ class TestCachedImage:
         for content in (json.dumps(other), "{}"):
             store.write(name, content.encode(), directory=cache)
             assert images.load("sample", folder=str(folder), cache_directory=cache) == image
-        assert len(compiles) == 3 and caplog.text.count("ignoring the cached image") == 2
+        assert len(compiles) == 3
+        assert caplog.text.count("ignoring the cached image") == 2
 
     def test_is_of_the_bcc_that_is_there(
         self, folder: Path, cache: str, compiles: List[str], monkeypatch: pytest.MonkeyPatch

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import pathlib
 import select
 import signal
 import subprocess
@@ -44,6 +45,10 @@ def test_a_hundred_open_and_close_cycles_leave_nothing_behind(programs: Programs
     assert resident() - memory < 512, "KiB that ninety cycles added"
 
 
+def consume(tracer: ExecTracer, seen: list[object]) -> None:
+    seen.extend(tracer.events())
+
+
 def test_a_hundred_closes_from_another_thread(programs: Programs) -> None:
     """Each while the consumer waits, or is busy with what two shells execute."""
     files = open_files()
@@ -53,7 +58,7 @@ def test_a_hundred_closes_from_another_thread(programs: Programs) -> None:
             tracer = ExecTracer(Filter(comms={"nothing"}) if cycle % 2 else Filter(comms={"never"}))
             tracer.start()
             seen: list[object] = []
-            consumer = threading.Thread(target=lambda: seen.extend(tracer.events()))
+            consumer = threading.Thread(target=consume, args=(tracer, seen))
             consumer.start()
             while cycle % 2 and not seen:
                 pass
@@ -150,7 +155,7 @@ def test_in_a_forked_child_it_is_closed_and_the_parent_goes_on(programs: Program
         if child == 0:
             try:
                 problems = [f"descriptor {fd} is open" for fd in mine & set(open_files())]
-                if "bpf-map" in open("/proc/self/maps").read():
+                if "bpf-map" in pathlib.Path("/proc/self/maps").read_text():
                     problems.append("a map is mapped")
                 try:
                     tracer.read(timeout=0)

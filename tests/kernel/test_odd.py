@@ -147,7 +147,12 @@ def test_what_can_not_be_read_is_unknown(programs: Programs) -> None:
         first, second = [
             e for e in tracer.read(timeout=0) if isinstance(e, FailedExecEvent) and e.comm == "odd"
         ]
-    assert (first.filename, first.argv, first.argv_status, first.error) == (None, None, "unreadable", "EFAULT")
+    assert (first.filename, first.argv, first.argv_status, first.error) == (
+        None,
+        None,
+        "unreadable",
+        "EFAULT",
+    )
     assert (second.filename, second.argv, second.argv_status) == ("/x", None, "unreadable")
 
 

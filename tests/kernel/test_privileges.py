@@ -50,8 +50,20 @@ def as_nobody(programs: Callable[[str], str], tmp_path: pathlib.Path) -> Run:
     def run(code: str, capabilities: str = "") -> subprocess.CompletedProcess[str]:
         sets = f"-all{',' + capabilities if capabilities else ''}"
         return subprocess.run(
-            ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", f"--inh-caps={sets}"]
-            + [f"--ambient-caps={sets}", f"--bounding-set={sets}", python, "-W", "error", "-c", code],
+            [
+                "setpriv",
+                "--reuid=65534",
+                "--regid=65534",
+                "--clear-groups",
+                f"--inh-caps={sets}",
+                f"--ambient-caps={sets}",
+                f"--bounding-set={sets}",
+                python,
+                "-W",
+                "error",
+                "-c",
+                code,
+            ],
             env={"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"},
             capture_output=True,
             text=True,

@@ -17,15 +17,17 @@ import pytest
 
 from execwatch import ExecEvent, ExecTracer, Filter, LostEvents
 
-from .conftest import until
+from .conftest import EMULATED, scaled, until
 
 Programs = Callable[[str], str]
 
-EACH = 20_000
+EACH = scaled(20_000)
 
 
 @contextlib.contextmanager
-def storm(programs: Programs, each: int = EACH, name: str = "nothing") -> Iterator[list[subprocess.Popen[bytes]]]:
+def storm(
+    programs: Programs, each: int = EACH, name: str = "nothing"
+) -> Iterator[list[subprocess.Popen[bytes]]]:
     """Two processes that execute at full speed, with arguments 0 to 2 * each - 1."""
     command = [programs("storm"), str(each)]
     target = programs(name)
@@ -67,13 +69,13 @@ def test_forty_thousand_of_forty_thousand_with_default_settings(programs: Progra
 
 
 def test_in_order_for_each_parent(programs: Programs) -> None:
-    with ExecTracer(Filter(comms={"nothing"})) as tracer, storm(programs, 2003) as processes:
+    with ExecTracer(Filter(comms={"nothing"})) as tracer, storm(programs, EACH) as processes:
         thread = stop_when_done(tracer, processes)
         by_parent: dict[int | None, list[int]] = {}
         for event in tracer.events():
             by_parent.setdefault(event.ppid, []).append(int(event.argv[1]))
         thread.join(10)
-    assert sorted(by_parent.values()) == [list(range(2003)), list(range(2003, 4006))]
+    assert sorted(by_parent.values()) == [list(range(EACH)), list(range(EACH, 2 * EACH))]
 
 
 def test_a_small_buffer_loses_and_tells_where(programs: Programs) -> None:
@@ -99,7 +101,9 @@ def test_a_small_buffer_loses_and_tells_where(programs: Programs) -> None:
 def test_a_reader_that_sleeps_through_a_storm(programs: Programs) -> None:
     """Memory stays bounded, and delivered + lost is what was executed."""
     pause = threading.Event()
-    with ExecTracer(Filter(comms={"nothing"}), buffer_size=1 << 20, lost=True) as tracer:
+    with ExecTracer(
+        Filter(comms={"nothing"}), buffer_size=1 << 16 if EMULATED else 1 << 20, lost=True
+    ) as tracer:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         with storm(programs):
             pause.wait(10)  # the sleep is the test's subject
@@ -113,7 +117,7 @@ def test_a_reader_that_sleeps_through_a_storm(programs: Programs) -> None:
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert delivered + lost == 2 * EACH
     assert lost > 0
-    assert delivered > 1000
+    assert delivered > 100
     assert (stats.delivered, stats.lost, stats.pending) == (delivered, lost, 0)
     assert grown < 32 * 1024  # KiB: the events of a full ring of 1 MiB
 
@@ -164,7 +168,7 @@ def test_forty_of_forty_interrupts_are_raised_under_load(programs: Programs) -> 
     ) as tracer:
         assert tracer.stdout is not None
         assert tracer.stdout.readline() == "ready\n"
-        with storm(programs, 10_007):
+        with storm(programs, scaled(10_007)):
             for number in range(1, 41):
                 tracer.send_signal(2)
                 assert tracer.stdout.readline() == f"{number}\n"
@@ -174,12 +178,15 @@ def test_forty_of_forty_interrupts_are_raised_under_load(programs: Programs) -> 
     assert (lost, pending) == (0, 0)
     assert seen == different, "an event was handed over twice"
     # An interrupt between the hand-over and the append is the program's to mind.
-    assert 2 * 10_007 - 40 <= seen <= 2 * 10_007
+    assert 2 * scaled(10_007) - 40 <= seen <= 2 * scaled(10_007)
     assert tracer.returncode == 0
 
 
 def test_a_tracer_that_is_killed_leaves_no_program(programs: Programs) -> None:
-    code = "import sys; from execwatch import ExecTracer\nwith ExecTracer(): print('R', flush=True); sys.stdin.read()"
+    code = (
+        "import sys; from execwatch import ExecTracer\n"
+        "with ExecTracer(): print('R', flush=True); sys.stdin.read()"
+    )
     with ExecTracer() as probe:  # knows which programs are its own
         before = loaded_programs()
         with subprocess.Popen(

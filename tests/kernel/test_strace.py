@@ -59,7 +59,7 @@ program: $(OBJECTS)
 class Execution(NamedTuple):
     """One call of execve or execveat as both tell it."""
 
-    argv: "tuple[bytes, ...]"
+    argv: tuple[bytes, ...]
     result: int
 
 
@@ -69,7 +69,11 @@ def project(tmp_path: pathlib.Path) -> pathlib.Path:
         if not shutil.which(tool):
             skip(Reason.TOOL, tool)
     for number in range(SOURCES):
-        body = "int main(int c, char **v) { return 0; }" if number == 0 else f"int f{number}(void) {{ return 1; }}"
+        body = (
+            "int main(int c, char **v) { return 0; }"
+            if number == 0
+            else f"int f{number}(void) {{ return 1; }}"
+        )
         (tmp_path / f"source{number}.c").write_text(body)
     objects = " ".join(f"source{number}.o" for number in range(SOURCES))
     (tmp_path / "Makefile.in").write_text(MAKEFILE.format(objects=objects))
@@ -108,7 +112,9 @@ def test_a_build_is_seen_as_strace_sees_it(project: pathlib.Path) -> None:
     assert max(len(call.argv) for call in calls) > 20
 
 
-_CALL = re.compile(r'^execve(?:at)?\((?:AT_FDCWD, |\d+, )?"[^"]*", \[(.*?)\], \[.*\)\s+= (-?\d+)(?: (\w+))?', re.M)
+_CALL = re.compile(
+    r'^execve(?:at)?\((?:AT_FDCWD, |\d+, )?"[^"]*", \[(.*?)\], \[.*\)\s+= (-?\d+)(?: (\w+))?', re.M
+)
 
 
 def read_strace(text: str) -> List[Execution]:
@@ -122,7 +128,7 @@ def read_strace(text: str) -> List[Execution]:
     ]
 
 
-def execution(event: "ExecEvent | FailedExecEvent") -> Execution:
+def execution(event: ExecEvent | FailedExecEvent) -> Execution:
     assert event.argv is not None
     assert event.argv_status == "complete"
     return Execution(tuple(word.encode("utf-8", "surrogateescape") for word in event.argv), event.retval)
