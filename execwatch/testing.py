@@ -10,9 +10,18 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any, Iterable, Optional
+from typing import Any, Dict, Iterable, Optional
 
-from execwatch.events import AnyEvent, Event, ExecEvent, LostEvents, Namespaces
+from execwatch.events import (
+    AnyEvent,
+    Event,
+    ExecEvent,
+    ExitEvent,
+    FailedExecEvent,
+    ForkEvent,
+    LostEvents,
+    Namespaces,
+)
 from execwatch.filters import Filter
 from execwatch.recording import replay
 from execwatch.tracer import ExecTracer
@@ -31,37 +40,75 @@ def exec_event(**fields: Any) -> ExecEvent:
     Later calls give later times and higher pids; ``comm``, ``filename``, ``argc``
     and the keys follow from ``argv``, ``pid`` and ``ppid`` where these are given.
     """
-    number = next(_numbers)
+    process = _process(fields)
     argv = tuple(fields.pop("argv", ("/bin/true",)))
     filename = fields.pop("filename", argv[0] if argv else "/bin/true")
-    pid = fields.pop("pid", 1000 + number)
-    ppid = fields.pop("ppid", 1000)
-    start = fields.pop("start_boottime_ns", _START_NS + number * _TICK_NS)
-    boottime = fields.pop("boottime_ns", start + 500_000)
     values = {
-        "time_ns": _BOOT_NS + boottime,
-        "boottime_ns": boottime,
-        "cpu": 0,
-        "pid": pid,
-        "tid": pid,
+        **process,
+        "tid": process["pid"],
         "comm": _comm(filename or ""),
         "argv": argv,
         "argv_status": "complete",
         "argc": len(argv),
-        "process_key": f"{_BOOT_ID}-{pid}-{start // _TICK_NS}",
+        "filename": filename,
+        "interp": filename,
+    }
+    return ExecEvent(**{**values, **fields})
+
+
+def _process(fields: Dict[str, Any]) -> Dict[str, Any]:
+    """What every event of a process has; takes what it uses out of ``fields``."""
+    number = next(_numbers)
+    pid = fields.pop("pid", 1000 + number)
+    ppid = fields.pop("ppid", 1000)
+    start = fields.pop("start_boottime_ns", _START_NS + number * _TICK_NS)
+    boottime = fields.pop("boottime_ns", (start or _START_NS) + 500_000)
+    return {
+        "time_ns": _BOOT_NS + boottime,
+        "boottime_ns": boottime,
+        "cpu": 0,
+        "pid": pid,
+        "comm": "bash",
+        "process_key": f"{_BOOT_ID}-{pid}-{(start or 0) // _TICK_NS}",
         "host_pid": pid,
         "ppid": ppid,
         "parent_comm": "bash",
         "parent_key": None if ppid is None else f"{_BOOT_ID}-{ppid}-{_START_NS // _TICK_NS}",
         "uid": 1000,
         "gid": 1000,
-        "filename": filename,
-        "interp": filename,
         "start_boottime_ns": start,
         "cgroup_id": 4321,
         "namespaces": Namespaces(mnt=4026531841),
     }
-    return ExecEvent(**{**values, **fields})
+
+
+def failed_exec_event(**fields: Any) -> FailedExecEvent:
+    """Return a :class:`~execwatch.FailedExecEvent`: a name that is not there, but for ``fields``."""
+    process = _process(fields)
+    argv = fields.pop("argv", ("/bin/nothing",))
+    values = {
+        "tid": process["pid"],
+        "argv": argv,
+        "argv_status": "unreadable" if argv is None else "complete",
+        "filename": argv[0] if argv else None,
+        "retval": -2,
+    }
+    return FailedExecEvent(**{**process, **values, **fields})
+
+
+def fork_event(**fields: Any) -> ForkEvent:
+    """Return a :class:`~execwatch.ForkEvent`, true to life in all that ``fields`` don't set."""
+    return ForkEvent(**{**_process(fields), **fields})
+
+
+def exit_event(**fields: Any) -> ExitEvent:
+    """Return a :class:`~execwatch.ExitEvent`: exit code 0 after a moment, but for ``fields``."""
+    process = _process(fields)
+    values = {
+        "exit_code": None if fields.get("signal") else 0,
+        "exec_boottime_ns": process["start_boottime_ns"],
+    }
+    return ExitEvent(**{**process, **values, **fields})
 
 
 def _comm(filename: str) -> str:

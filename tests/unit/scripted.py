@@ -16,7 +16,7 @@ from typing import Any, Callable, Iterable, Iterator, List, NamedTuple, Optional
 
 import execwatch
 from execwatch import ExecTracer
-from execwatch.source import Batch, Counts
+from execwatch.source import COUNTED, Batch, Counts, KindCounts, count
 from execwatch.testing import exec_event, lost_events
 
 PACKAGE = os.path.dirname(execwatch.__file__) + os.sep
@@ -114,8 +114,7 @@ class ScriptedSource:
         batch = Batch(
             events,
             position._replace(index=position.index + len(records)),
-            sum(e is None or e.kind == "exec" for e in records),
-            sum(e is not None and self._drop(e) for e in records),
+            count([e for e in records if e is not None and self._drop(e)]),
             records.count(None),
         )
         self._inside = False
@@ -126,7 +125,7 @@ class ScriptedSource:
     def gaps(self, position: Position) -> Batch:
         lost = self.lost
         events = [lost_events(count=lost - position.lost)] if lost > position.lost else []
-        return Batch(events, position._replace(lost=lost), 0)
+        return Batch(events, position._replace(lost=lost))
 
     def release(self, position: Position) -> None:
         self.released = position.index
@@ -144,9 +143,9 @@ class ScriptedSource:
         execs = sum(e is None or e.kind == "exec" for e in self.events)
         told = sum(e.count for e in self.events if e is not None and e.kind == "lost")
         lost = self.lost + told
-        return Counts(
-            seen=execs + lost + self.dropped_early, filtered=self.dropped_early, buffer_full=lost
-        )
+        kinds = dict.fromkeys(COUNTED, KindCounts())
+        kinds["exec"] = KindCounts(execs + lost + self.dropped_early, self.dropped_early, lost)
+        return Counts(kinds)
 
     def detach(self) -> None:
         self.detached = True
@@ -164,7 +163,8 @@ class ScriptedSource:
 
 def tracer_over(source: Any, *, latency: float = 0.0, lost: bool = True) -> ExecTracer[Any]:
     """Return a tracer that is not started."""
-    tracer: ExecTracer[Any] = ExecTracer._over(source, lost=lost)
+    tracer: ExecTracer[Any] = ExecTracer._over(source)
+    tracer._kinds = {**tracer._kinds, "lost": lost}
     tracer._latency = latency
     return tracer
 

@@ -16,17 +16,28 @@ import execwatch
 from execwatch import (
     Event,
     ExecEvent,
+    ExitEvent,
+    FailedExecEvent,
+    ForkEvent,
     KindStats,
     LostCounts,
     LostEvents,
     Namespaces,
+    ProcessEvent,
     Stats,
     event_from_dict,
 )
 from execwatch.events import KINDS
-from execwatch.testing import exec_event, lost_events
+from execwatch.testing import exec_event, exit_event, failed_exec_event, fork_event, lost_events
 
-VALUES = (ExecEvent, LostEvents, Namespaces, KindStats, LostCounts, Stats)
+MAKERS = {
+    ExecEvent: exec_event,
+    FailedExecEvent: failed_exec_event,
+    ForkEvent: fork_event,
+    ExitEvent: exit_event,
+    LostEvents: lost_events,
+}
+VALUES = (*MAKERS, Namespaces, KindStats, LostCounts, Stats)
 EVENTS = tuple(KINDS.values())
 
 TEXT = st.binary(max_size=40).map(lambda data: data.decode("utf-8", "surrogateescape"))
@@ -36,7 +47,9 @@ NUMBER = st.integers(0, 2**64 - 1)
 BY_TYPE: Dict[Any, st.SearchStrategy[Any]] = {
     int: NUMBER,
     str: TEXT,
+    bool: st.booleans(),
     typing.Tuple[str, ...]: st.lists(TEXT, max_size=5).map(tuple),
+    Optional[typing.Tuple[str, ...]]: st.none() | st.lists(TEXT, max_size=5).map(tuple),
     Optional[int]: st.none() | NUMBER,
     Optional[str]: st.none() | TEXT,
     Optional[Namespaces]: st.none() | st.builds(Namespaces, mnt=st.none() | NUMBER),
@@ -57,7 +70,7 @@ ANY_EVENT = st.one_of(*map(any_event, EVENTS))
 
 
 def example(cls: type) -> Any:
-    return {ExecEvent: exec_event, LostEvents: lost_events}.get(cls, cls)()
+    return MAKERS.get(cls, cls)()
 
 
 @given(ANY_EVENT)
@@ -134,7 +147,7 @@ def test_other_dicts_are_a_value_error(changes: Dict[str, Any]) -> None:
 
 
 def test_an_unknown_kind_is_named_beside_those_that_are_known() -> None:
-    with pytest.raises(ValueError, match=r"'party'.*exec, lost"):
+    with pytest.raises(ValueError, match=r"'party'.*exec, failed_exec, fork, exit, lost"):
         event_from_dict({"kind": "party"})
 
 
@@ -197,7 +210,7 @@ def test_kind_belongs_to_the_class(cls: Any) -> None:
 
 def test_every_event_class_has_a_kind() -> None:
     concrete = {c for c in vars(execwatch).values() if isinstance(c, type) and issubclass(c, Event)}
-    assert concrete - {Event} == set(EVENTS)
+    assert concrete - {Event, ProcessEvent} == set(EVENTS)
 
 
 @given(st.integers(0, 2**62))
@@ -220,3 +233,24 @@ def test_stats_add_up_their_losses() -> None:
     stats = Stats(exec=KindStats(seen=1, delivered=2, filtered=3, pending=4, lost_by_reason=counts))
     assert counts.total == 4321
     assert (stats.seen, stats.delivered, stats.filtered, stats.pending, stats.lost) == (1, 2, 3, 4, 4321)
+
+
+def test_stats_add_up_their_kinds() -> None:
+    kinds = [KindStats(seen=10**n, delivered=2 * 10**n) for n in range(4)]
+    stats = Stats(exec=kinds[0], failed=kinds[1], fork=kinds[2], exit=kinds[3])
+    assert (stats.seen, stats.delivered, stats.lost) == (1111, 2222, 0)
+
+
+def test_a_failed_exec_names_its_error_and_what_was_tried() -> None:
+    event = failed_exec_event(retval=-13, argv=("a", "b c"), filename="/x y")
+    assert (event.error, event.command_line) == ("EACCES", "a 'b c'")
+    assert failed_exec_event(retval=-13, argv=None, filename="/x y").command_line == "'/x y'"
+    assert failed_exec_event(argv=None, filename=None).command_line == ""
+    assert failed_exec_event(retval=-4000).error == "4000"
+
+
+def test_an_exit_tells_how_long() -> None:
+    event = exit_event(start_boottime_ns=100, exec_boottime_ns=150, boottime_ns=1000)
+    assert (event.lifetime_ns, event.runtime_ns) == (900, 850)
+    event = exit_event(start_boottime_ns=None, exec_boottime_ns=None, boottime_ns=1000)
+    assert (event.lifetime_ns, event.runtime_ns) == (None, None)

@@ -378,10 +378,7 @@ def naive(filter: Optional[Filter], events: List[ExecEvent]) -> List[bool]:
         }
         wrong = [n for n, members in filter.constraints().items() if not members & (facts[n] - {None})]
         verdicts.append(not wrong)
-    return [
-        verdict and not excluded
-        for verdict, excluded in zip(verdicts, naive(filter.exclude, events))
-    ]
+    return [verdict and not excluded for verdict, excluded in zip(verdicts, naive(filter.exclude, events))]
 
 
 def ancestry(event: ExecEvent, before: List[ExecEvent]) -> set[Any]:

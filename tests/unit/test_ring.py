@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import contextlib
 import itertools
 import mmap
 import os
 import struct
-from typing import Iterator, List
+import threading
+from typing import Any, Iterator, List
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from execwatch.kernel import ring as ring_module
 from execwatch.kernel.ring import PAGE, Ring
 
 BUSY, DISCARD = 1 << 31, 1 << 30
@@ -89,29 +92,28 @@ def ring(kernel: Kernel) -> Iterator[Ring]:
     ring.close()
 
 
-def take(ring: Ring, lengths: List[int], position: int, end: int, limit: int) -> tuple[List[bytes], int]:
+def take(ring: Ring, lengths: List[int], position: int, barrier: bool = False) -> tuple[List[bytes], int]:
     """Return the records as bytes: each is as long as ``lengths`` say."""
-    data, starts, behind = ring.take(position, end, limit)
+    data, starts, behind = ring.take(position, barrier)
     return [data[start : start + length] for start, length in zip(starts, lengths)], behind
 
 
 def test_an_empty_ring_has_nothing(ring: Ring) -> None:
-    assert ring.produced() == 0
-    assert ring.take(0, 0, 1 << 20) == (b"", [], 0)
+    assert ring.start == 0
+    assert ring.take(0, False) == ring.take(0, True) == (b"", [], 0)
 
 
 def test_records_come_whole_and_in_order(kernel: Kernel, ring: Ring) -> None:
     for data in (b"one", b"twotwotwo", b"", b"x" * 64):
         kernel.write(data)
-    assert ring.produced() == kernel.produced
-    records, behind = take(ring, [3, 9, 0, 64], 0, ring.produced(), 1 << 20)
+    records, behind = take(ring, [3, 9, 0, 64], 0)
     assert records == [b"one", b"twotwotwo", b"", b"x" * 64]
     assert behind == kernel.produced
 
 
 def test_taking_does_not_move_the_consumer(kernel: Kernel, ring: Ring) -> None:
     kernel.write(b"data")
-    assert ring.take(0, ring.produced(), 99) == ring.take(0, ring.produced(), 99)
+    assert ring.take(0, False) == ring.take(0, False)
     assert kernel.consumed == 0
 
 
@@ -125,12 +127,12 @@ def test_stops_at_a_record_that_is_being_written(kernel: Kernel, ring: Ring) -> 
     kernel.write(b"first")
     busy = kernel.reserve(6)
     kernel.write(b"third")
-    records, behind = take(ring, [5], 0, ring.produced(), 1 << 20)
+    records, behind = take(ring, [5], 0)
     assert records == [b"first"]
     assert behind == busy
-    assert ring.take(busy, ring.produced(), 1 << 20) == (b"", [], busy)
+    assert ring.take(busy, False) == (b"", [], busy)
     kernel.submit(busy, b"second")
-    records, behind = take(ring, [6, 5], busy, ring.produced(), 1 << 20)
+    records, behind = take(ring, [6, 5], busy)
     assert records == [b"second", b"third"]
     assert behind == kernel.produced
 
@@ -138,32 +140,63 @@ def test_stops_at_a_record_that_is_being_written(kernel: Kernel, ring: Ring) -> 
 def test_discarded_records_are_stepped_over(kernel: Kernel, ring: Ring) -> None:
     for data, flags in ((b"a", 0), (b"gone" * 9, DISCARD), (b"bb", 0), (b"last", DISCARD)):
         kernel.write(data, flags)
-    records, behind = take(ring, [1, 2], 0, ring.produced(), 1 << 20)
+    records, behind = take(ring, [1, 2], 0)
     assert records == [b"a", b"bb"]
     assert behind == kernel.produced
 
 
 def test_a_discarded_record_that_is_still_busy_is_waited_for(kernel: Kernel, ring: Ring) -> None:
     kernel.write(b"x", BUSY | DISCARD)
-    assert ring.take(0, ring.produced(), 1 << 20) == (b"", [], 0)
+    assert ring.take(0, False) == (b"", [], 0)
 
 
-def test_ends_where_it_is_told(kernel: Kernel, ring: Ring) -> None:
-    kernel.write(b"before")
-    end = ring.produced()
-    kernel.write(b"after")
-    records, behind = take(ring, [6], 0, end, 1 << 20)
-    assert records == [b"before"]
-    assert behind == end
+def test_a_barrier_waits_for_what_is_being_written_and_takes_nothing_newer(
+    kernel: Kernel, ring: Ring
+) -> None:
+    kernel.write(b"first")
+    busy = kernel.reserve(6)
+    threads = [threading.Thread(target=finish, args=(kernel, busy))]
+    with begun(ring, threads):
+        records, behind = take(ring, [5, 6], 0, barrier=True)
+    assert records == [b"first", b"second"]
+    assert behind == busy + 16
+    assert take(ring, [5], behind) == ([b"third"], kernel.produced)
 
 
-def test_a_limit_cuts_behind_a_whole_record(kernel: Kernel, ring: Ring) -> None:
+def finish(kernel: Kernel, busy: int) -> None:
+    kernel.write(b"third")
+    kernel.submit(busy, b"second")
+
+
+@contextlib.contextmanager
+def begun(ring: Ring, threads: List[threading.Thread]) -> Iterator[None]:
+    """Start the threads when the ring is looked through for the first time."""
+    scan = ring._scan
+
+    def starting(*arguments: Any) -> int:
+        for thread in threads:
+            if thread.ident is None:
+                thread.start()
+        return scan(*arguments)
+
+    ring._scan = starting  # type: ignore[method-assign]
+    yield
+    for thread in threads:
+        thread.join()
+
+
+def test_a_batch_ends_behind_a_whole_record(
+    kernel: Kernel, ring: Ring, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for _ in range(10):
         kernel.write(b"x" * 24)
-    records, behind = take(ring, [24] * 10, 0, ring.produced(), 40)
+    monkeypatch.setattr(ring_module, "_BATCH", 40)
+    records, behind = take(ring, [24] * 10, 0)
     assert records == [b"x" * 24] * 2
     assert behind == 64
-    assert len(take(ring, [24] * 10, 0, ring.produced(), 1)[0]) == 1
+    assert len(take(ring, [24] * 10, 0, barrier=True)[0]) == 10
+    monkeypatch.setattr(ring_module, "_BATCH", 1)
+    assert len(take(ring, [24] * 10, 0)[0]) == 1
 
 
 def test_a_record_across_the_end_has_no_seam(kernel: Kernel, ring: Ring) -> None:
@@ -171,7 +204,7 @@ def test_a_record_across_the_end_has_no_seam(kernel: Kernel, ring: Ring) -> None
     kernel.start_at(position)
     data = bytes(range(200))
     kernel.write(data)
-    records, behind = take(ring, [200], position, ring.produced(), 1 << 20)
+    records, behind = take(ring, [200], position)
     assert records == [data]
     assert behind == position + 208
 
@@ -182,7 +215,7 @@ def test_a_full_ring_is_read_whole_wherever_it_begins(kernel: Kernel, ring: Ring
     numbers = list(range(kernel.size // 16))
     for number in numbers:
         kernel.write(struct.pack("<Q", number))
-    records, behind = take(ring, [8] * len(numbers), position, ring.produced(), 1 << 20)
+    records, behind = take(ring, [8] * len(numbers), position)
     assert [struct.unpack("<Q", record)[0] for record in records] == numbers
     assert behind == position + kernel.size
 
@@ -191,7 +224,7 @@ def test_positions_beyond_four_gibibytes_are_not_cut(kernel: Kernel, ring: Ring)
     position = (1 << 40) + kernel.size - 8
     kernel.start_at(position)
     kernel.write(b"far")
-    assert take(ring, [3], position, ring.produced(), 99) == ([b"far"], position + 16)
+    assert take(ring, [3], position) == ([b"far"], position + 16)
     ring.release(position + 16)
     assert kernel.consumed == position + 16
 
@@ -219,6 +252,7 @@ STEPS = st.lists(
 @given(STEPS, st.integers(0, 1 << 34).map(lambda number: number * 8))
 def test_nothing_is_lost_or_changed_whatever_the_sizes(steps: List[tuple[int, int, int]], start: int) -> None:
     """Write as long as there is room, else read a part and release it."""
+    batch = ring_module._BATCH
     kernel = Kernel(PAGE)
     ring = Ring(kernel.fd, kernel.size)
     try:
@@ -227,8 +261,9 @@ def test_nothing_is_lost_or_changed_whatever_the_sizes(steps: List[tuple[int, in
         fill = itertools.cycle(range(1, 251))
 
         def read_some(limit: int) -> int:
+            ring_module._BATCH = limit
             pending = [len(data) for data in written[len(read) :]]
-            records, behind = take(ring, pending, position, ring.produced(), limit)
+            records, behind = take(ring, pending, position)
             read.extend(records)
             ring.release(behind)
             return behind
@@ -245,5 +280,6 @@ def test_nothing_is_lost_or_changed_whatever_the_sizes(steps: List[tuple[int, in
         assert read == written
         assert kernel.consumed == kernel.produced
     finally:
+        ring_module._BATCH = batch
         ring.close()
         kernel.close()

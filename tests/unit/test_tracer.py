@@ -57,9 +57,23 @@ def identity(stats: Stats) -> bool:
 # -- Arguments --------------------------------------------------------------------------------
 
 WRONG: Dict[str, List[Any]] = {
-    "buffer_size": [(0, ValueError), (-1, ValueError), (2**31, ValueError), (1.0, TypeError), (True, TypeError)],
-    "argv_size": [(0, ValueError), (16385, ValueError), ("1", TypeError), (None, TypeError)],
-    "latency": [(-0.1, ValueError), (1.1, ValueError), (math.nan, ValueError), ("0", TypeError), (True, TypeError)],
+    "buffer_size": [
+        (0, ValueError),
+        (-1, ValueError),
+        (2**31, ValueError),
+        (1.0, TypeError),
+        (True, TypeError),
+    ],
+    "argv_size": [(0, ValueError), (2**21 + 1, ValueError), ("1", TypeError), (None, TypeError)],
+    "latency": [
+        (-0.1, ValueError),
+        (1.1, ValueError),
+        (math.nan, ValueError),
+        ("0", TypeError),
+        (True, TypeError),
+    ],
+    "probe": [("tracepoints", ValueError), (None, ValueError)],
+    "buffer": [("stack", ValueError), (1, ValueError)],
     "filter": [({"pids": 1}, TypeError), ("sh", TypeError)],
 }
 
@@ -72,7 +86,9 @@ def test_arguments_are_checked_at_the_call(name: str, value: Any, error: type) -
         ExecTracer(**{name: value})
 
 
-@pytest.mark.parametrize(("value", "error"), [(-1, ValueError), (math.nan, ValueError), ("1", TypeError), (True, TypeError)])
+@pytest.mark.parametrize(
+    ("value", "error"), [(-1, ValueError), (math.nan, ValueError), ("1", TypeError), (True, TypeError)]
+)
 @pytest.mark.parametrize("call", ["events", "read", "dispatch", "aread"])
 def test_timeouts_are_checked_at_the_call(call: str, value: Any, error: type) -> None:
     with tracing(ScriptedSource()) as tracer:
@@ -83,7 +99,9 @@ def test_timeouts_are_checked_at_the_call(call: str, value: Any, error: type) ->
             asyncio.run(result)
 
 
-@pytest.mark.parametrize(("value", "error"), [(-1, ValueError), (1.0, TypeError), ("1", TypeError), (True, TypeError)])
+@pytest.mark.parametrize(
+    ("value", "error"), [(-1, ValueError), (1.0, TypeError), ("1", TypeError), (True, TypeError)]
+)
 def test_a_count_is_checked_at_the_call(value: Any, error: type) -> None:
     with tracing(ScriptedSource()) as tracer, pytest.raises(error, match="^count: expected .* got "):
         tracer.events(count=value)
@@ -357,6 +375,7 @@ def test_a_timeout_bounds_dispatch() -> None:
 def test_a_very_long_timeout_is_no_error(call: str, timeout: float) -> None:
     source = ScriptedSource()
     with tracing(source) as tracer:
+
         def consume() -> Any:
             result = getattr(tracer, call)(timeout=timeout)
             return asyncio.run(result) if call == "aread" else result
@@ -404,7 +423,10 @@ def test_decorators_return_the_function() -> None:
 
 
 def test_where_limits_a_callback_and_follows_descendants() -> None:
-    events = [exec_event(pid=p, ppid=q, process_key=f"b-{p}-1", parent_key=f"b-{q}-1") for p, q in ((5, 1), (6, 5), (7, 6), (8, 1))]
+    events = [
+        exec_event(pid=p, ppid=q, process_key=f"b-{p}-1", parent_key=f"b-{q}-1")
+        for p, q in ((5, 1), (6, 5), (7, 6), (8, 1))
+    ]
     seen: List[int] = []
     with tracing(ScriptedSource(events)) as tracer:
         tracer.on_exec(lambda event: seen.append(event.pid), where=Filter(descendants_of={5}))
@@ -525,7 +547,9 @@ def test_what_can_not_be_called_from_here_is_refused(register: str, function: An
             tracer.dispatch(timeout=0)
 
 
-@pytest.mark.parametrize("function", [print, len, [].append, functools.partial(print), type("C", (), {"__call__": print})()])
+@pytest.mark.parametrize(
+    "function", [print, len, [].append, functools.partial(print), type("C", (), {"__call__": print})()]
+)
 def test_any_other_callable_is_accepted(function: Any) -> None:
     with tracing(ScriptedSource()) as tracer:
         assert tracer.on_exec(function) is function
@@ -660,7 +684,8 @@ def test_counters_add_up_at_every_step() -> None:
 
 
 ACTIONS = st.lists(
-    st.sampled_from(["put", "many", "bad", "gap", "lose", "early", "next", "read", "barrier", "stop"]), max_size=30
+    st.sampled_from(["put", "many", "bad", "gap", "lose", "early", "next", "read", "barrier", "stop"]),
+    max_size=30,
 )
 
 
@@ -730,7 +755,11 @@ def test_a_forked_child_has_none_of_the_descriptors() -> None:
 
     def child() -> None:
         assert {name for name in open_files() - before if "pipe" not in name} == set()
-        mine = {os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")}
+        mine = {
+            os.readlink(f"/proc/self/fd/{fd}")
+            for fd in os.listdir("/proc/self/fd")
+            if os.path.exists(f"/proc/self/fd/{fd}")
+        }
         assert not mine & opened
 
     source = ScriptedSource(numbered(1))

@@ -11,7 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from execwatch import ExecEvent, Namespaces, wire
+from execwatch import (
+    ExecEvent,
+    ExitEvent,
+    FailedExecEvent,
+    ForkEvent,
+    Namespaces,
+    ProcessEvent,
+    wire,
+)
 from execwatch.build import source
 
 CLOCK = wire.Clock(boot_id="b007", tick_ns=10_000_000, offset_ns=1_000_000_000_000)
@@ -20,7 +28,7 @@ ALL_VALID = sum(wire.VALID.values())
 
 #: Every member with a value of its own.
 MEMBERS: Dict[str, Any] = {
-    "kind": wire.KIND_EXEC,
+    "kind": wire.KINDS["EXEC"],
     "valid": ALL_VALID,
     "boottime_ns": 5_000_000_001,
     "lost": 12,
@@ -32,6 +40,8 @@ MEMBERS: Dict[str, Any] = {
     "uid": 105,
     "gid": 106,
     "argc": 107,
+    "status": 2,
+    "exec_boottime_ns": 4_995_000_003,
     "start_boottime_ns": 4_990_000_001,
     "parent_start_boottime_ns": 3_990_000_002,
     "cgroup_id": 2**40 + 1,
@@ -47,11 +57,11 @@ def record(
     """Return a record as the kernel half writes it."""
     sizes = {"filename_size": len(filename), "interp_size": len(interp), "argv_size": len(argv)}
     data = filename + interp + argv
-    size = wire.struct_of(wire.EXEC_RECORD).size + len(data)
-    return wire.pack(wire.EXEC_RECORD, {"size": size, **MEMBERS, **sizes, **members}) + data
+    size = wire.struct_of(wire.RECORD).size + len(data)
+    return wire.pack(wire.RECORD, {"size": size, **MEMBERS, **sizes, **members}) + data
 
 
-def decoded(*args: bytes, **members: Any) -> ExecEvent:
+def decoded(*args: bytes, **members: Any) -> Any:
     return wire.decode(record(*args, **members), 0, CLOCK)[0]
 
 
@@ -89,9 +99,54 @@ def test_every_member_becomes_the_field_of_its_name() -> None:
     )
 
 
-def test_a_decoded_event_is_like_any_other() -> None:
-    event = decoded()
-    assert type(event) is ExecEvent
+IDENTITY = {
+    "time_ns": 1_005_000_000_001,
+    "boottime_ns": 5_000_000_001,
+    "cpu": 3,
+    "pid": 101,
+    "host_pid": 103,
+    "ppid": 104,
+    "uid": 105,
+    "gid": 106,
+    "comm": "child",
+    "parent_comm": "parent",
+    "process_key": "b007-101-499",
+    "parent_key": "b007-104-399",
+    "start_boottime_ns": 4_990_000_001,
+    "cgroup_id": 2**40 + 1,
+    "namespaces": Namespaces(mnt=4026531841),
+}
+
+
+def test_the_other_kinds_have_the_same_identity_and_fields_of_their_own() -> None:
+    found = [decoded(kind=wire.KINDS[name]) for name in ("FAILED", "FORK", "EXIT")]
+    assert found == [
+        FailedExecEvent(
+            **IDENTITY, tid=102, filename="./run", argv=("run", "-x"), argv_status="complete", retval=-2
+        ),
+        ForkEvent(**IDENTITY),
+        ExitEvent(**IDENTITY, exit_code=None, signal=2, core_dumped=False, exec_boottime_ns=4_995_000_003),
+    ]
+
+
+def test_what_a_failed_attempt_does_not_tell_is_unknown() -> None:
+    event = decoded(b"", b"", b"", kind=wire.KINDS["FAILED"], flags=wire.FLAGS["ARGV_UNREADABLE"])
+    assert (event.filename, event.argv, event.argv_status) == (None, None, "unreadable")
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "signal", "core"),
+    [(0, 0, None, False), (0x2A00, 42, None, False), (9, None, 9, False), (0x8B, None, 11, True)],
+)
+def test_an_exit_status_is_read_as_wait_does(status: int, code: Any, signal: Any, core: bool) -> None:
+    event = decoded(kind=wire.KINDS["EXIT"], status=status)
+    assert (event.exit_code, event.signal, event.core_dumped) == (code, signal, core)
+    assert decoded(kind=wire.KINDS["EXIT"], valid=0).exec_boottime_ns is None
+
+
+@pytest.mark.parametrize("kind", wire.KINDS.values(), ids=wire.KINDS)
+def test_a_decoded_event_is_like_any_other(kind: int) -> None:
+    event = decoded(kind=kind)
     assert not hasattr(event, "__dict__")
     assert pickle.loads(pickle.dumps(event)) == event
     assert hash(event) == hash(attrs.evolve(event))
@@ -125,7 +180,7 @@ def test_every_bit_is_tested_above_and_none_is_needed_for_a_record() -> None:
     optional = {a.name for a in attrs.fields(ExecEvent) if a.default is None}
     always = {"host_pid", "uid", "gid"}
     assert {name for name in optional if getattr(event, name) is not None} == always
-    assert len(wire.VALID) == 7
+    assert len(wire.VALID) == 8  # EXEC_TIME is an exit's
 
 
 def test_the_interpreter_is_the_file_where_the_kernel_says_the_same() -> None:
@@ -196,7 +251,7 @@ def test_arbitrary_bytes_are_an_event_or_a_value_error(data: bytes, at: int) -> 
         event, _, _ = wire.decode(data, at, CLOCK)
     except ValueError:
         return
-    assert type(event) is ExecEvent
+    assert isinstance(event, ProcessEvent)
 
 
 @given(
@@ -219,7 +274,7 @@ def test_wrong_sizes_are_an_event_or_a_value_error(members: Any, cut: int, strin
     assert len(repr(event)) < 4000
 
 
-@pytest.mark.parametrize("kind", [0, 2, 65535])
+@pytest.mark.parametrize("kind", [4, 65535])
 def test_other_kinds_are_refused(kind: int) -> None:
     with pytest.raises(ValueError, match=f"kind {kind}"):
         wire.decode(record(kind=kind), 0, CLOCK)
@@ -227,9 +282,9 @@ def test_other_kinds_are_refused(kind: int) -> None:
 
 def test_a_record_never_reads_into_the_next_one() -> None:
     size = len(record())
-    with pytest.raises(ValueError, match="beyond its end"):
+    with pytest.raises(ValueError, match=f"record of {size} bytes"):
         wire.decode(record(argv_size=8) + record(), 0, CLOCK)
-    with pytest.raises(ValueError, match=f"size {size + 1}"):
+    with pytest.raises(ValueError, match=f"record of {size + 1} bytes, {size} there"):
         wire.decode(record(size=size + 1), 0, CLOCK)
 
 
@@ -241,11 +296,13 @@ def test_keys_count_in_ticks_as_proc_does(start: int, pid: int) -> None:
 # -- The layout -------------------------------------------------------------------------------
 
 STRUCTS = {
-    "exec_record": wire.EXEC_RECORD,
+    "record": wire.RECORD,
     "config": wire.CONFIG,
     "filter_key": wire.FILTER_KEY,
     "tree_value": wire.TREE_VALUE,
     "fork_value": wire.FORK_VALUE,
+    "exit_key": wire.EXIT_KEY,
+    "call": wire.CALL,
     "counters": wire.COUNTERS,
 }
 
@@ -268,7 +325,9 @@ def test_packed_is_what_is_unpacked(layout: wire.Layout) -> None:
     assert not any(wire.pack(layout, {}))
 
 
-@pytest.mark.parametrize("flags", [wire.FLAGS, wire.VALID, wire.FILTER_BITS], ids=["flags", "valid", "filter"])
+@pytest.mark.parametrize(
+    "flags", [wire.FLAGS, wire.VALID, wire.FILTER_BITS], ids=["flags", "valid", "filter"]
+)
 def test_each_bit_has_one_meaning(flags: Dict[str, int]) -> None:
     assert sum(flags.values()) == 2 ** len(flags) - 1
     assert wire.NEVER not in flags.values()
