@@ -27,7 +27,9 @@ def run(programs: Programs, rounds: int) -> Iterator[Figure]:
     yield Figure("storm of 2 processes, traced and drained / untraced", ratios, "x", 1.06)
     yield Figure("CPU time of the reader for an exec in it", reader, "us")
     yield Figure("getppid, traced / untraced", calls, "x", 1.03)
-    yield Figure("BPF program for an exec, by bpf_stats", [kernel_time(programs) for _ in range(rounds)], "us", 3)
+    yield Figure(
+        "BPF program for an exec, by bpf_stats", [kernel_time(programs) for _ in range(rounds)], "us", 3
+    )
 
 
 def storm(programs: Programs) -> float:

@@ -69,8 +69,10 @@ def test_loads_it_as_bcc_and_leaves_the_path_alone(site: Path) -> None:
     folder = make_bcc(site / "system1")
     before = list(sys.path)
     found = bcc.find()
-    assert found.__name__ == "bcc" and str(found.__file__).startswith(folder)
-    assert sys.modules["bcc"] is found and bcc.find() is found
+    assert found.__name__ == "bcc"
+    assert str(found.__file__).startswith(folder)
+    assert sys.modules["bcc"] is found
+    assert bcc.find() is found
     assert sys.path == before
 
 
@@ -162,7 +164,7 @@ RELEASES = {
 }
 
 
-@pytest.mark.parametrize("text, command", RELEASES.values(), ids=RELEASES)
+@pytest.mark.parametrize(("text", "command"), RELEASES.values(), ids=RELEASES)
 def test_the_error_tells_how_to_install(
     site: Path, monkeypatch: pytest.MonkeyPatch, text: str, command: str | None
 ) -> None:
@@ -175,7 +177,8 @@ def test_the_error_tells_how_to_install(
         bcc.require()
     message = str(caught.value)
     assert (command or "python3-bcc") in message
-    assert str(site / "own") in message and f"{site / 'system2'} (has another package" in message
+    assert str(site / "own") in message
+    assert f"{site / 'system2'} (has another package" in message
 
 
 def test_no_release_file_is_no_problem(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:

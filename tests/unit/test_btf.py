@@ -249,7 +249,7 @@ def dump() -> Dict[str, str]:
     if bpftool is None:
         pytest.skip("TOOL: needs bpftool")
     command = [bpftool, "btf", "dump", "file", btf.VMLINUX, "format", "raw"]
-    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         pytest.skip(f"TOOL: bpftool can't read the kernel's BTF: {result.stderr.strip()}")
     found: Dict[str, str] = {}

@@ -133,9 +133,8 @@ def test_nothing_works_after_close(use: str) -> None:
 
 
 def test_a_tracer_starts_once() -> None:
-    with tracing(ScriptedSource()) as tracer:
-        with pytest.raises(StateError, match="once"):
-            tracer.start()
+    with tracing(ScriptedSource()) as tracer, pytest.raises(StateError, match="once"):
+        tracer.start()
     for _ in range(2):
         with pytest.raises(StateError, match="once"):
             tracer.start()
