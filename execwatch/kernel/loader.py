@@ -37,7 +37,8 @@ class LoadedImage:
         try:
             for m in image.maps:
                 if m.name in used:
-                    entries = max_entries.get(m.name, m.max_entries)
+                    # 0: one for each CPU, which depends on the machine.
+                    entries = max_entries.get(m.name, m.max_entries) or possible_cpus()
                     self.maps[m.name] = bpf.map_create(
                         m.type, m.key_size, m.value_size, entries, m.flags, m.name
                     )

@@ -10,7 +10,7 @@ import attrs
 
 from execwatch import wire
 from execwatch.errors import NotSupportedError
-from execwatch.kernel import filtering, kprobe, loader, offsets
+from execwatch.kernel import filtering, kprobe, offsets
 
 #: inode of the initial pid namespace: PROC_PID_INIT_INO, include/linux/proc_ns.h.
 _INITIAL_PID_NS = 0xEFFFFFFC
@@ -87,7 +87,6 @@ def plan(options: Options, kernel_filter: filtering.KernelFilter, clock: wire.Cl
         attachments=tuple((name, target) for _, name, targets in named for target in targets),
         sizes={
             "events": 4096 * 16 if perf else options.buffer_size,
-            "perf_events": loader.possible_cpus(),
             "filters": max(1, len(kernel_filter.entries)),
             "tree": processes if tree else 1,
             "forks": processes if tree else 1,

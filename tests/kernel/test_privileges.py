@@ -18,7 +18,7 @@ import execwatch
 from execwatch import AttachError, ExecTracer, LoadError, NotSupportedError
 from execwatch.build import images
 from execwatch.kernel import bpf, btf, loader, offsets
-from execwatch.kernel.image import Program
+from execwatch.kernel.image import PROGRAM_TYPES, Program
 
 from .conftest import COUNT, Reason, skip
 
@@ -164,7 +164,9 @@ def test_no_program_needs_many_steps_of_the_verifier(program: Program) -> None:
     image = images.load("exec")
     loaded = loader.LoadedImage(image, [program.name], {})
     try:
-        steps = bpf.verifier_steps(17, loader.relocate(program, loaded.maps), image.license)
+        steps = bpf.verifier_steps(
+            PROGRAM_TYPES[program.type], loader.relocate(program, loaded.maps), image.license
+        )
     finally:
         loaded.close()
     assert 0 < steps < 100_000

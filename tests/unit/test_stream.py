@@ -334,7 +334,7 @@ def test_an_interrupt_behind_the_stop_of_a_close_is_made_good(monkeypatch: pytes
     free = stream._free
 
     def interrupted() -> None:
-        monkeypatch.setattr(stream, "_free", free)
+        monkeypatch.setattr(stream, "_free", free)  # noqa: F821
         raise KeyboardInterrupt
 
     monkeypatch.setattr(stream, "_free", interrupted)
