@@ -28,7 +28,7 @@ PROGRAMS = pathlib.Path(__file__).parent / "programs"
 EMULATED = os.environ.get("EXECWATCH_EMULATED") == "1"
 
 #: A prime, so that nothing that doubles, halves or rounds can look right.
-COUNT = 23
+COUNT = 7 if EMULATED else 23
 
 
 def scaled(count: int) -> int:
@@ -54,23 +54,21 @@ def skip(reason: Reason, detail: str = "") -> NoReturn:
     pytest.skip(text)
 
 
+PROBES, BUFFERS = ("tracepoint", "kprobe"), ("ring", "perf")
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--buffer", choices=["ring", "perf"], default="ring", help="what tracers read from")
-    parser.addoption(
-        "--probe", choices=["tracepoint", "kprobe"], default="tracepoint", help="what tracers attach to"
-    )
+    for name, choices in (("--probe", PROBES), ("--buffer", BUFFERS)):
+        parser.addoption(
+            name, action="append", choices=choices, help="for tests that don't choose one; can be repeated"
+        )
 
 
-@pytest.fixture
-def tracer_buffer(request: pytest.FixtureRequest) -> str:
-    """The buffer that tracers use where a test doesn't choose."""
-    return str(request.config.getoption("--buffer"))
-
-
-@pytest.fixture
-def tracer_probe(request: pytest.FixtureRequest) -> str:
-    """Likewise: what they attach to."""
-    return str(request.config.getoption("--probe"))
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Each test with each probe and buffer that was asked for."""
+    for name, default in (("probe", PROBES[:1]), ("buffer", BUFFERS[:1])):
+        if f"tracer_{name}" in metafunc.fixturenames:
+            metafunc.parametrize(f"tracer_{name}", metafunc.config.getoption(f"--{name}") or default)
 
 
 @pytest.fixture(autouse=True)

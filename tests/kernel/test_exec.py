@@ -17,8 +17,6 @@ import pytest
 
 from execwatch import ExecEvent, ExecTracer, Filter
 
-from .conftest import COUNT
-
 Programs = Callable[[str], str]
 
 
@@ -50,14 +48,14 @@ def mine() -> Filter:
 def test_twenty_three_of_twenty_three(programs: Programs) -> None:
     nothing = programs("nothing")
     with ExecTracer(mine()) as tracer:
-        for number in range(COUNT):
+        for number in range(23):
             execute([nothing.encode(), str(number).encode()])
         events = tracer.read(timeout=0)
         assert tracer.read(timeout=0) == []
         stats = tracer.stats()
-    assert [event.argv for event in events] == [(nothing, str(number)) for number in range(COUNT)]
+    assert [event.argv for event in events] == [(nothing, str(number)) for number in range(23)]
     assert [event.boottime_ns for event in events] == sorted(event.boottime_ns for event in events)
-    assert stats.exec.delivered == COUNT
+    assert stats.exec.delivered == 23
     assert stats.lost == stats.pending == 0
     assert stats.seen == stats.delivered + stats.filtered
 
