@@ -153,8 +153,10 @@ def test_a_subtree_with_its_forks_and_exits_is_whole(programs: Programs) -> None
     assert len(executed) == 21
 
 
-def test_forks_and_exits_do_not_starve_execs(programs: Programs) -> None:
+def test_forks_and_exits_do_not_starve_execs(programs: Programs, tracer_buffer: str) -> None:
     """In a ring that nobody reads, there is room for execs when that of the others is used up."""
+    if tracer_buffer == "perf":
+        pytest.skip("KERNEL: a program can't ask how full a perf buffer is, so it has no shares")
     nothing = programs("nothing").encode()
     with ExecTracer(mine(), forks=True, exits=True, lost=True, buffer_size=1 << 17) as tracer:
         for _ in range(601):

@@ -189,7 +189,7 @@ def test_an_unknown_kind_is_refused() -> None:
 
 @given(st.integers(0, len(small().data()) - 1))
 def test_what_is_cut_short_is_refused(length: int) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011 - whatever it says
+    with pytest.raises(ValueError):
         btf.Btf(small().data()[:length])
 
 
