@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import sys
@@ -25,7 +26,8 @@ class Feature:
 
     Attributes:
         name: One of ``platform``, ``privileges``, ``lockdown``, ``btf``, ``ring_buffer``,
-            ``raw_tracepoint``, ``skipped_runs``, ``image``, ``bcc``, ``cache``, ``pid_namespace``.
+            ``raw_tracepoint``, ``kprobe``, ``skipped_runs``, ``image``, ``bcc``, ``cache``,
+            ``pid_namespace``.
         available: None: it could not be tried.
         detail: What was seen, for people.
     """
@@ -225,7 +227,7 @@ def _btf(name: str) -> _Finding:
     from execwatch.kernel import offsets
 
     found = offsets.load()
-    absent = [member for member in wire.OFFSETS if found[member] == wire.ABSENT]
+    absent = [member for member in wire.OFFSETS if found[f"offset_{member}"] == wire.ABSENT]
     detail = f"{len(wire.OFFSETS) - len(absent)} of {len(wire.OFFSETS)} members found"
     if absent:
         detail += f"; without {', '.join(absent)}: what needs them is None in events"
@@ -242,15 +244,41 @@ def _ring_buffer(name: str) -> _Finding:
 def _raw_tracepoint(name: str) -> _Finding:
     from execwatch.kernel import probes
 
-    probes.raw_tracepoint("sched_process_exec")
-    return _present(name, "attached to sched_process_exec"), ()
+    try:
+        probes.raw_tracepoint("sched_process_exec")
+    except NotSupportedError as exc:
+        if not _has_kprobes():
+            raise
+        problem = attrs.evolve(
+            _kernel_problem(str(exc), "nothing has to be done: probe='auto' takes kprobes, which cost more"),
+            fatal=False,
+        )
+        return _absent(name, "none; probe='auto' takes kprobes"), (problem,)
+    return _present(name, "attached to sched_process_exec; probe='auto' takes it"), ()
+
+
+def _kprobe(name: str) -> _Finding:
+    if _has_kprobes():
+        return _present(name, "there, for probe='kprobe'"), ()
+    return _absent(name, "not here; only probe='kprobe' needs them"), ()
+
+
+def _has_kprobes() -> bool:
+    from execwatch.kernel import kprobe
+
+    try:
+        kprobe.check()
+    except NotSupportedError:
+        return False
+    return True
 
 
 def _skipped_runs(name: str) -> _Finding:
     from execwatch.kernel import probes
 
-    if probes.raw_tracepoint("sched_process_exec"):
-        return _present(name, "the kernel counts the runs that it leaves out (recursion_misses)"), ()
+    with contextlib.suppress(NotSupportedError):  # has its own entry
+        if probes.raw_tracepoint("sched_process_exec"):
+            return _present(name, "the kernel counts the runs that it leaves out (recursion_misses)"), ()
     return _absent(
         name, "a run that the kernel leaves out is not counted as lost (told since Linux 5.12)"
     ), ()
@@ -391,6 +419,7 @@ _PROBES = {
     "btf": _btf,
     "ring_buffer": _ring_buffer,
     "raw_tracepoint": _raw_tracepoint,
+    "kprobe": _kprobe,
     "skipped_runs": _skipped_runs,
     "image": _image,
     "bcc": _bcc,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from functools import cache, lru_cache
-from typing import Callable
+from typing import Callable, Union
 
 from execwatch import render
-from execwatch.events import Event, ExecEvent
+from execwatch.events import Event, ExecEvent, FailedExecEvent
 
 #: An event's line, its newline included.
-Row = Callable[[ExecEvent], str]
+Row = Callable[[Union[ExecEvent, FailedExecEvent]], str]
 
 _COLUMNS = "%-16s %-6s %-6s %3s %s\n"
 _HEADINGS = _COLUMNS % ("PCOMM", "PID", "PPID", "RET", "ARGS")
@@ -41,7 +41,7 @@ def json_line(event: Event) -> str:
     return _encoder()(event.to_dict()) + "\n"
 
 
-def arguments(event: ExecEvent) -> str:
+def arguments(event: Union[ExecEvent, FailedExecEvent]) -> str:
     """Return what was executed, quoted for a shell, on one line.
 
     A binary's ``argv[0]`` can say anything, so its path stands there instead; of a
@@ -50,15 +50,16 @@ def arguments(event: ExecEvent) -> str:
     begins with a parenthesis stands in quotes.
     """
     argv, filename = event.argv, event.filename
-    if event.argv_status == "unreadable":
+    if event.argv_status == "unreadable" or argv is None:
         return f"{render.quote(filename or '?')} (arguments unreadable)"
-    if filename is not None and event.interp == filename and argv[:1] != (filename,):
+    script = isinstance(event, ExecEvent) and event.interp != filename
+    if filename is not None and not script and argv[:1] != (filename,):
         argv = (filename, *argv[1:])
     line = render.command_line(argv)
     return f"{line} ..." if event.argv_status == "truncated" else line
 
 
-def _row(event: ExecEvent) -> str:
+def _row(event: Union[ExecEvent, FailedExecEvent]) -> str:
     ppid = event.ppid
     return _COLUMNS % (
         render.escape(event.comm),

@@ -12,7 +12,7 @@ from typing import Any, Callable, Iterator, List, Optional
 from execwatch import cli
 from execwatch.cli import rows
 from execwatch.cli.output import Output
-from execwatch.events import Event, ExecEvent, LostEvents
+from execwatch.events import Event, ExecEvent, FailedExecEvent, LostEvents
 from execwatch.filters import Filter
 from execwatch.tracer import ExecTracer
 
@@ -23,8 +23,12 @@ examples:
   sudo execwatch -n '^(ba)?sh$'        whose name matches
   sudo execwatch -l 'curl .*\\.sh'      whose arguments match
   sudo execwatch -P $$                 started by this shell
+  sudo execwatch -x -l make            also what failed, as a search along PATH does
   sudo execwatch --duration 10 --json  ten seconds, one JSON object a line
 """
+
+#: What a count counts; a gap is none.
+_COUNTED = (ExecEvent.kind, FailedExecEvent.kind)
 
 #: Seconds until an idle tracer notices that nobody reads its output any more.
 _LOOK_AROUND = 1.0
@@ -35,6 +39,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     show.add_argument("-T", "--time", action="store_true", help="a column with the time of day (HH:MM:SS)")
     show.add_argument(
         "-t", "--timestamp", action="store_true", help="a column with seconds since the start; so without -T"
+    )
+    show.add_argument(
+        "-x",
+        "--failed",
+        action="store_true",
+        help="also attempts that failed, with the negative errno as RET; slows every system call a little",
     )
     show.add_argument("--json", action="store_true", help="one JSON object a line, with all that is known")
     choose = parser.add_argument_group("which programs")
@@ -51,7 +61,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     start_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-    tracer = ExecTracer(_filter(args), lost=True)
+    tracer = ExecTracer(_filter(args), failed=args.failed, lost=True)
     try:
         tracer.start()
     except ValueError as exc:  # an option names something that is not there
@@ -78,7 +88,7 @@ def _trace(
             events = [event for event in events if wanted(event)]
         if left is not None:
             events = list(_take(events, left))
-            left -= sum(event.kind == ExecEvent.kind for event in events)
+            left -= sum(event.kind in _COUNTED for event in events)
         show(events)
         if left == 0:
             return
@@ -101,21 +111,21 @@ def _selection(args: argparse.Namespace) -> Optional[Callable[[Event], bool]]:
         return None
 
     def wanted(event: Event) -> bool:
-        if not isinstance(event, ExecEvent):
+        if not isinstance(event, (ExecEvent, FailedExecEvent)):
             return True
         return not (name and not name.search(event.comm)) and not (
-            line and not line.search(" ".join(event.argv))
+            line and not line.search(" ".join(event.argv or ()))
         )
 
     return wanted
 
 
 def _take(events: List[Event], count: int) -> Iterator[Event]:
-    """The events up to the last exec that is asked for."""
+    """The events up to the last that is asked for."""
     for event in events:
         if count == 0:
             return
-        count -= event.kind == ExecEvent.kind
+        count -= event.kind in _COUNTED
         yield event
 
 

@@ -200,6 +200,18 @@ def shown_arguments(*options: str, until: str = "the last") -> list[str]:
     return shown
 
 
+def test_attempts_that_failed() -> None:
+    with traced(*execwatch("-x", *ME, "--count", "2")) as program:
+        assert program.line() == HEADER
+        with pytest.raises(FileNotFoundError):
+            os.posix_spawn("/no/such", ["/no/such", "a b"], {})
+        execute("/bin/true")
+        failed, done = rows(program, 2)
+        ended(program)
+    assert re.search(r"  -2 /no/such 'a b'$", failed)
+    assert re.search(r"   0 /bin/true$", done)
+
+
 def test_by_name() -> None:
     assert shown_arguments(*ME, "-n", "^echo$") == ["/bin/echo 'the last'"]
 

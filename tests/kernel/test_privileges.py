@@ -193,3 +193,37 @@ def test_the_limit_is_restored_where_memory_is_counted() -> None:
     with ExecTracer():
         assert resource.getrlimit(resource.RLIMIT_MEMLOCK) == before
     assert resource.getrlimit(resource.RLIMIT_MEMLOCK) == before
+
+
+HAS_KPROBES = os.path.exists("/sys/bus/event_source/devices/kprobe")
+
+
+def test_kprobes_work_or_the_option_that_is_missing_is_named() -> None:
+    tracer = ExecTracer(probe="kprobe")
+    if HAS_KPROBES:
+        with tracer:
+            subprocess.run(["/bin/true"], check=True)
+            assert "true" in [event.comm for event in tracer.read(timeout=0)]
+    else:
+        with pytest.raises(NotSupportedError, match="CONFIG_KPROBE_EVENTS=y") as raised:
+            tracer.start()
+        assert raised.value.feature == "kprobes"
+    tracer.close()
+
+
+def test_auto_takes_kprobes_where_there_is_no_tracepoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str, program: int) -> int:
+        raise NotSupportedError(f"tracepoint {name}")
+
+    monkeypatch.setattr(bpf, "raw_tracepoint_open", refuse)
+    tracer = ExecTracer(probe="auto")
+    if HAS_KPROBES:
+        with tracer:
+            subprocess.run(["/bin/true"], check=True)
+            assert "true" in [event.comm for event in tracer.read(timeout=0)]
+    else:
+        with pytest.raises(NotSupportedError, match="no kprobes"):
+            tracer.start()
+    with pytest.raises(NotSupportedError, match="tracepoint sched_process_exec"):
+        ExecTracer(probe="tracepoint").start()
+    tracer.close()

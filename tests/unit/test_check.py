@@ -13,7 +13,7 @@ from execwatch import BccNotFoundError, Check, LoadError, NotSupportedError, Pri
 from execwatch.build import bcc
 from execwatch.check import Problem
 from execwatch.cli import main
-from execwatch.kernel import cache, privileges, probes
+from execwatch.kernel import cache, kprobe, privileges, probes
 
 # The function hides the module of its name.
 module = sys.modules["execwatch.check"]
@@ -54,6 +54,7 @@ def healthy(monkeypatch: pytest.MonkeyPatch) -> Healthy:
         monkeypatch.setitem(module._PROBES, name, lambda name: (module._present(name, "there"), ()))
     monkeypatch.setattr(probes, "ring_buffer", lambda: None)
     monkeypatch.setattr(probes, "raw_tracepoint", lambda name: True)
+    monkeypatch.setattr(kprobe, "check", lambda: None)
     monkeypatch.setattr(probes, "nested_pid_namespace", lambda: False)
     monkeypatch.setattr(module, "_load_and_attach", lambda: None)
     monkeypatch.setattr(module, "_shipped_image_fits", lambda: True)
@@ -125,8 +126,18 @@ def test_an_old_kernel(healthy: Healthy) -> None:
 
 
 def test_a_kernel_without_what_it_could_have(healthy: Healthy) -> None:
-    healthy.setattr(probes, "raw_tracepoint", raising(NotSupportedError("BTF", "5.2", "build it so")))
+    healthy.setattr(probes, "raw_tracepoint", raising(NotSupportedError("tracepoint", "5.2", "build it so")))
+    healthy.setattr(kprobe, "check", raising(NotSupportedError("kprobes")))
     assert only_problem(execwatch.check()).remedy == "build it so"
+    assert not execwatch.check().ok
+
+
+def test_kprobes_stand_in_for_a_tracepoint(healthy: Healthy) -> None:
+    healthy.setattr(probes, "raw_tracepoint", raising(NotSupportedError("tracepoint sched_process_exec")))
+    found = execwatch.check()
+    assert found.ok
+    assert "kprobes" in only_problem(found).remedy
+    assert not only_problem(found).fatal
 
 
 def test_the_verifier_refuses(healthy: Healthy) -> None:

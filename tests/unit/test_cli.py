@@ -22,7 +22,7 @@ def main(monkeypatch: pytest.MonkeyPatch) -> Main:
     """The command over these events."""
 
     def run(events: List[AnyEvent], *options: str) -> int:
-        monkeypatch.setattr(trace, "ExecTracer", lambda filter, lost: fake_tracer(events))
+        monkeypatch.setattr(trace, "ExecTracer", lambda filter, **options: fake_tracer(events))
         return cli.main(options)
 
     return run
@@ -144,7 +144,7 @@ def test_an_error_is_a_message_and_a_status(
     error: Exception, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Failing:
-        def __init__(self, filter: object, lost: bool) -> None: ...
+        def __init__(self, filter: object, **options: bool) -> None: ...
 
         def start(self) -> None:
             raise error
