@@ -61,7 +61,8 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def typing(session: nox.Session) -> None:
     """Check the types: the package's, the public ones as users see them, and the README's."""
-    session.install("-e", ".", *group("typing"))
+    # pyright is a program for Node.js, which a wheel brings where the machine has none.
+    session.install("-e", ".", *group("typing"), "pyright[nodejs]")
     session.run("mypy")
     texts = session.create_tmp()
     session.run("python", "tests/readme.py", texts)
@@ -93,14 +94,33 @@ def docs(session: nox.Session) -> None:
     session.run("sphinx-build", "-W", "--keep-going", "-q", "docs", "docs/_build", *session.posargs)
 
 
+#: What the kernel tests are run with elsewhere; those of the command and of compiling are not about the kernel.
+KERNEL_TESTS = [f"tests/kernel/test_{name}.py" for name in ("exec", "odd", "processes", "storm", "flood")]
+BUFFERS = ("--buffer", "ring", "--buffer", "perf")
+
+
+def record_support(session: nox.Session, results: pathlib.Path) -> None:
+    """Write the support table out of all that was recorded, whichever session did it."""
+    session.run(
+        "python", "tests/support.py", "docs/reference/support.md", *map(str, results.parent.glob("*.jsonl"))
+    )
+
+
 @nox.session
 def vm(session: nox.Session) -> None:
-    """Run the kernel tests under Debian's kernels 5.10, 6.1 and 6.12, emulated."""
-    session.install("-e", ".", *group("test"))
-    session.run("python", "tests/vm/vm.py", *session.posargs)
+    """Run the kernel tests under Debian's kernels 5.10, 6.1 and 6.12, emulated: an hour or more."""
+    session.install(".", *group("test"), "virtme-ng")
+    results = pathlib.Path(session.cache_dir, "vm.jsonl")
+    results.unlink(missing_ok=True)
+    tests = ["pytest", "-q", *KERNEL_TESTS, "--probe", "tracepoint", "--probe", "kprobe", *BUFFERS]
+    session.run("python", "tests/vm/vm.py", "--timeout", "3600", "--results", str(results), "--", *tests)
+    record_support(session, results)
 
 
 @nox.session
 def distro(session: nox.Session) -> None:
-    """Run the kernel tests in Debian 11, 12 and 13, on this kernel, as root."""
-    session.run("python", "tests/distro/distro.py", *session.posargs)
+    """Run the kernel tests with the BCC and Python of Debian 11, 12 and 13, on this kernel, as root."""
+    results = pathlib.Path(session.cache_dir, "distro.jsonl")
+    results.unlink(missing_ok=True)
+    session.run("python", "tests/distro/distro.py", "--results", str(results), *session.posargs)
+    record_support(session, results)

@@ -1,0 +1,56 @@
+"""Write the support table out of what the sessions vm and distro recorded: JSON lines, a test each.
+
+python tests/support.py docs/reference/support.md RESULTS.jsonl...
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any, Iterable
+
+HEAD = """\
+# Support
+
+Each line is a run of the kernel tests, by `nox -s vm` (Debian's kernels, emulated) or `nox -s distro` (the BCC and
+Python of a Debian release, on the kernel named). The table is written by those sessions; nothing in it is by hand.
+Skipped tests are those of a feature that the buffer or kernel lacks, each with its reason in the test.
+
+| kernel | where | Python | BCC | probe | buffer | passed | failed | skipped |
+|---|---|---|---|---|---|---|---|---|
+"""
+
+Row = tuple[str, ...]
+
+
+def rows(records: Iterable[dict[str, Any]]) -> dict[Row, Counter[str]]:
+    """Count the outcomes in each cell; what needs no probe and no buffer is not counted."""
+    cells: dict[Row, Counter[str]] = {}
+    for record in records:
+        if record["kind"] != "test" or not record.get("probe"):
+            continue
+        facts = (
+            record.get(name) or "none" for name in ("kernel", "place", "python", "bcc", "probe", "buffer")
+        )
+        cells.setdefault(tuple(facts), Counter())[record["outcome"]] += 1
+    return cells
+
+
+def table(cells: dict[Row, Counter[str]]) -> str:
+    lines = []
+    for cell, outcomes in sorted(cells.items()):
+        failed = outcomes["failed"] + outcomes["error"]
+        counts = (outcomes["passed"], failed, outcomes["skipped"])
+        lines.append(f"| {' | '.join([*cell, *map(str, counts)])} |\n")
+    return HEAD + "".join(lines)
+
+
+def main(target: str, *files: str) -> None:
+    records = [json.loads(line) for name in files for line in Path(name).read_text().splitlines()]
+    Path(target).write_text(table(rows(records)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
