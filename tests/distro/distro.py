@@ -42,7 +42,7 @@ python3 -m venv /tmp/venv
 /tmp/venv/bin/python -m pip install -q --group /src/pyproject.toml:test /src
 cd /src
 # Not "python -m pytest": it would import the package from here, not what was installed.
-exec /tmp/venv/bin/pytest tests/kernel
+exec /tmp/venv/bin/pytest tests/kernel --buffer ring --buffer perf
 """
 NAMESPACE = ("unshare", "--mount", "--propagation", "private")
 NETWORK = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
