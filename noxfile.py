@@ -94,7 +94,7 @@ def docs(session: nox.Session) -> None:
     session.run("sphinx-build", "-W", "--keep-going", "-q", "docs", "docs/_build", *session.posargs)
 
 
-#: What the kernel tests are run with elsewhere; those of the command and of compiling are not about the kernel.
+#: What is run on other kernels; the tests of the command and of compiling are not about the kernel.
 KERNEL_TESTS = [f"tests/kernel/test_{name}.py" for name in ("exec", "odd", "processes", "storm", "flood")]
 BUFFERS = ("--buffer", "ring", "--buffer", "perf")
 

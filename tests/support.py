@@ -14,9 +14,9 @@ from typing import Any, Iterable
 HEAD = """\
 # Support
 
-Each line is a run of the kernel tests, by `nox -s vm` (Debian's kernels, emulated) or `nox -s distro` (the BCC
-and Python of a Debian release, on the kernel named). The table is written by those sessions, none of it by hand.
-Skipped tests are those of a feature that the buffer or kernel lacks, each with its reason in the test.
+Each line is a run of the kernel tests, by `nox -s vm` (Debian's kernels, emulated) or `nox -s distro` (the
+BCC and Python of a Debian release, on the kernel named). The table is written by those sessions, none of it
+by hand. Skipped tests are those of a feature that the buffer or kernel lacks; each says so in the test.
 
 | kernel | where | Python | BCC | probe | buffer | passed | failed | skipped |
 |---|---|---|---|---|---|---|---|---|
