@@ -64,6 +64,7 @@ def typing(session: nox.Session) -> None:
     # pyright is a program for Node.js, which a wheel brings where the machine has none.
     session.install("-e", ".", *group("typing"), "pyright[nodejs]")
     session.run("mypy")
+    session.run("pyright", "--ignoreexternal", "--verifytypes", "execwatch")
     texts = session.create_tmp()
     session.run("python", "tests/readme.py", texts)
     for checker in (["mypy", "--strict", "--config-file="], ["pyright"]):

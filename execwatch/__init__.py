@@ -1,6 +1,8 @@
 """Every program that starts on a Linux machine, seen in the kernel, as typed Python events."""
 
 from execwatch.check import Check as Check
+from execwatch.check import Feature as Feature
+from execwatch.check import Problem as Problem
 from execwatch.check import check as check
 from execwatch.errors import AttachError as AttachError
 from execwatch.errors import BccNotFoundError as BccNotFoundError

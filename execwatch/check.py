@@ -400,7 +400,7 @@ def _why_no_cache(directory: str) -> str:
 def _pid_namespace(name: str) -> _Finding:
     from execwatch.kernel import probes
 
-    if not probes.nested_pid_namespace():
+    if not probes.pid_namespace():
         return _present(name, "the machine's: every program is seen"), ()
     problem = Problem(
         kind="namespace",

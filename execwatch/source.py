@@ -119,7 +119,7 @@ class ListSource:
         present = count(events)
         lost = dict.fromkeys(COUNTED, 0), dict.fromkeys(COUNTED, 0)
         for event in events:
-            if event.kind == "lost":
+            if event.kind == "lost" and event.of in COUNTED:
                 lost[event.reason == "skipped"][event.of] += event.count
         full, skipped = lost
         self._counts = Counts(

@@ -57,7 +57,7 @@ class Stream:
         self._drained = False  # and all that came has been read
         self._closing = False
         self._final: Optional[Stats] = None
-        self.forked = False
+        self.forked: bool = False
         _streams.add(self)
 
     # -- Consuming ------------------------------------------------------------------

@@ -262,7 +262,7 @@ _SIZE = struct_of(RECORD).size
 _unpack = struct_of(RECORD).unpack_from
 _EXEC, _FAILED, _FORK, _EXIT = KINDS.values()
 _PPID, _PARENT_START, _PARENT_COMM, _START, _CGROUP, _MNT_NS, _INTERP, _EXEC_TIME = VALID.values()
-_TRUNCATED, _UNREADABLE, _ = FLAGS.values()
+_TRUNCATED, _UNREADABLE = FLAGS["ARGV_TRUNCATED"], FLAGS["ARGV_UNREADABLE"]
 
 
 def _builder(cls: type) -> Any:

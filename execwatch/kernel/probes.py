@@ -42,9 +42,10 @@ def raw_tracepoint(name: str) -> bool:
         os.close(program)
 
 
-def nested_pid_namespace() -> bool:
-    """Whether this process is in a pid namespace of its own, as in most containers."""
-    return os.stat("/proc/self/ns/pid").st_ino != _INITIAL_PID_NS
+def pid_namespace() -> int:
+    """Return the inode of this process's pid namespace; 0 where that is the initial one."""
+    inode = os.stat("/proc/self/ns/pid").st_ino
+    return 0 if inode == _INITIAL_PID_NS else inode
 
 
 def _tells_skipped(program: int) -> bool:

@@ -10,10 +10,7 @@ import attrs
 
 from execwatch import wire
 from execwatch.errors import NotSupportedError
-from execwatch.kernel import filtering, kprobe, offsets
-
-#: inode of the initial pid namespace: PROC_PID_INIT_INO, include/linux/proc_ns.h.
-_INITIAL_PID_NS = 0xEFFFFFFC
+from execwatch.kernel import filtering, kprobe, offsets, probes
 
 #: Unix time moved so much against the time since boot: the clock was set.
 _CLOCK_STEP_NS = 1_000_000
@@ -68,7 +65,7 @@ def plan(options: Options, kernel_filter: filtering.KernelFilter, clock: wire.Cl
         NotSupportedError: The kernel or machine lacks what an option needs.
     """
     found = offsets.load()
-    namespace = _pid_namespace()
+    namespace = probes.pid_namespace()
     tree = bool(kernel_filter.roots)
     if options.failed and found["offset_regs_orig_ax"] == wire.ABSENT:
         raise NotSupportedError("failed execs on this architecture", hint="x86_64 has them")
@@ -144,12 +141,6 @@ def _pid_limit() -> int:
     with open("/proc/sys/kernel/pid_max") as file:
         # Preallocated, about 80 bytes each.
         return min(int(file.read()), 65536)
-
-
-def _pid_namespace() -> int:
-    """Return the inode of this process's pid namespace; 0 where that is the initial one."""
-    inode = os.stat("/proc/self/ns/pid").st_ino
-    return 0 if inode == _INITIAL_PID_NS else inode
 
 
 def _cgroup_index(found: Mapping[str, int]) -> int:

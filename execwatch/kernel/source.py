@@ -82,7 +82,7 @@ class KernelSource:
         except BaseException:
             self.close()
             raise
-        self.start = Position(self._buffer.start)
+        self.start: Position = Position(self._buffer.start)
 
     def _attach(self, kernel_filter: filtering.KernelFilter, plan: setup.Setup) -> None:
         maps, config = self._image.maps, dict(plan.config)

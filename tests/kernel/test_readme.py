@@ -16,6 +16,7 @@ PRINTS = {
     "execwatch": rb"\d+ sh \('/bin/sh', '-c', ':'\)",
     "What it needs": rb"execwatch can trace here\.",
     "Filters": rb"\d+ started ls /",
+    "Failures, forks and exits": rb"env ended with 127 after \d+ ns",
     "Callbacks": rb"\d\d:\d\d:\d\d a shell, started by .*: /bin/sh -c :",
     "asyncio": rb"3 .+",
     "Loss": rb"\d+ seen, \d+ delivered, 0 lost",

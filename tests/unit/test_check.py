@@ -55,7 +55,7 @@ def healthy(monkeypatch: pytest.MonkeyPatch) -> Healthy:
     monkeypatch.setattr(probes, "ring_buffer", lambda: None)
     monkeypatch.setattr(probes, "raw_tracepoint", lambda name: True)
     monkeypatch.setattr(kprobe, "check", lambda: None)
-    monkeypatch.setattr(probes, "nested_pid_namespace", lambda: False)
+    monkeypatch.setattr(probes, "pid_namespace", lambda: 0)
     monkeypatch.setattr(module, "_load_and_attach", lambda: None)
     monkeypatch.setattr(module, "_shipped_image_fits", lambda: True)
     monkeypatch.setattr(bcc, "locate", lambda: "/usr/lib/python3/dist-packages")
@@ -188,7 +188,7 @@ def test_a_cache_that_can_not_be_written(healthy: Healthy, tmp_path: object) -> 
 
 
 def test_a_pid_namespace_is_told(healthy: Healthy) -> None:
-    healthy.setattr(probes, "nested_pid_namespace", lambda: True)
+    healthy.setattr(probes, "pid_namespace", lambda: 4026532177)
     found = execwatch.check()
     assert found.ok
     assert "only the programs in it are seen" in only_problem(found).cause
@@ -202,7 +202,7 @@ def test_a_kernel_that_does_not_count_what_it_skips(healthy: Healthy) -> None:
 
 
 def test_what_can_not_be_told_is_said_to_be_so(healthy: Healthy) -> None:
-    healthy.setattr(probes, "nested_pid_namespace", raising(FileNotFoundError("/proc/self/ns/pid")))
+    healthy.setattr(probes, "pid_namespace", raising(FileNotFoundError("/proc/self/ns/pid")))
     found = execwatch.check()
     assert found.ok
     assert available(found, "pid_namespace") is None

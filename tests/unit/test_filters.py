@@ -4,14 +4,20 @@ import os
 import pathlib
 import pickle
 import pwd
-from typing import Any, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from execwatch import ExecEvent, Filter, Matcher, Namespaces
-from execwatch.testing import exec_event, lost_events
+from execwatch.testing import (
+    exec_event,
+    exit_event,
+    failed_exec_event,
+    fork_event,
+    lost_events,
+)
 
 #: For each field: a filter's value, an event that matches and one that does not.
 CASES: Dict[str, Any] = {
@@ -296,6 +302,63 @@ def test_an_unknown_parent_is_nobodys_descendant() -> None:
     matcher = Matcher(Filter(descendants_of={10}))
     matcher.matches(exec_event(ppid=10))
     assert not matcher.matches(exec_event(ppid=None, parent_key=None))
+
+
+def test_forks_carry_the_tree_on() -> None:
+    """A process that forks and never executes is known all the same."""
+    keys = {pid: f"boot-{pid}-1" for pid in (10, 11, 12)}
+    matcher = Matcher(Filter(descendants_of={10}))
+    assert matcher.matches(fork_event(pid=11, ppid=10, process_key=keys[11], parent_key=keys[10]))
+    assert matcher.matches(fork_event(pid=12, ppid=11, process_key=keys[12], parent_key=keys[11]))
+    assert matcher.matches(exec_event(pid=12, ppid=11, process_key=keys[12], parent_key=keys[11]))
+
+
+def test_an_exit_is_the_last_of_a_descendant() -> None:
+    matcher = Matcher(Filter(descendants_of={10}))
+    who = {"pid": 11, "process_key": "boot-11-1"}
+    assert matcher.matches(exec_event(ppid=10, **who))
+    assert matcher.matches(exit_event(ppid=1, parent_key="boot-1-1", **who))
+    assert not matcher.matches(exec_event(ppid=1, parent_key="boot-1-1", **who))
+
+
+def test_the_history_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("execwatch.filters._HISTORY", 5)
+    matcher = Matcher(Filter(descendants_of={10}))
+    for number in range(100):
+        assert matcher.matches(exec_event(ppid=10, process_key=f"boot-{number}-1"))
+    assert len(matcher._include._members) == 5
+    assert matcher.matches(exec_event(ppid=99, parent_key="boot-99-1"))
+    assert not matcher.matches(exec_event(ppid=50, parent_key="boot-50-1"))
+
+
+# -- Other kinds --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["uids", "pids", "ppids", "descendants_of", "comms", "cgroups", "mount_ns"])
+@pytest.mark.parametrize("make", [fork_event, exit_event, failed_exec_event])
+def test_events_of_processes_are_constrained_alike(name: str, make: Callable[..., Any]) -> None:
+    value, match, other = CASES[name]
+    assert Matcher(Filter(**{name: value})).matches(make(**match))
+    assert not Matcher(Filter(**{name: value})).matches(make(**other))
+    assert not Matcher(Filter(exclude=Filter(**{name: value}))).matches(make(**match))
+
+
+@pytest.mark.parametrize("name", ["paths", "args"])
+@pytest.mark.parametrize("make", [fork_event, exit_event])
+def test_paths_and_args_do_not_constrain_forks_and_exits(name: str, make: Callable[..., Any]) -> None:
+    globs = {name: {"*never*"}}
+    assert Filter(**globs).matches(make())
+    assert not Filter(pids=7, **globs).matches(make(pid=8))
+    assert Filter(exclude=Filter(**{name: {"*"}})).matches(make())
+    assert Filter(exclude=Filter(pids=7, **{name: {"*"}})).matches(make(pid=7))
+
+
+@pytest.mark.parametrize("name", ["paths", "args"])
+def test_paths_and_args_constrain_attempts_that_failed(name: str) -> None:
+    value, match, other = CASES[name]
+    assert Filter(**{name: value}).matches(failed_exec_event(**match))
+    assert not Filter(**{name: value}).matches(failed_exec_event(**other))
+    assert not Filter(**{name: {"*"}}).matches(failed_exec_event(argv=None, filename=None))
 
 
 # -- Explaining ---------------------------------------------------------------------------

@@ -450,6 +450,16 @@ def test_gaps_have_to_be_asked_for() -> None:
             tracer.on_lost()
 
 
+@pytest.mark.parametrize(
+    ("register", "option"),
+    [("on_failed", "failed"), ("on_fork", "forks"), ("on_exit", "exits"), ("on_lost", "lost")],
+)
+def test_further_kinds_have_to_be_asked_for(register: str, option: str) -> None:
+    with pytest.raises(StateError, match=rf"{register} needs ExecTracer\({option}=True\)"):
+        getattr(ExecTracer(), register)(print)
+    assert getattr(ExecTracer(**{option: True}), register)(print) is print
+
+
 def test_what_a_callback_raises_leaves_dispatch_which_can_go_on() -> None:
     seen: List[int] = []
 
