@@ -62,7 +62,7 @@ def lint(session: nox.Session) -> None:
 def typing(session: nox.Session) -> None:
     """Check the types: the package's, the public ones as users see them, and the README's."""
     # pyright is a program for Node.js, which a wheel brings where the machine has none.
-    session.install("-e", ".", *group("typing"), "pyright[nodejs]")
+    session.install(".", *group("typing"), "pyright[nodejs]")
     session.run("mypy")
     session.run("pyright", "--ignoreexternal", "--verifytypes", "execwatch")
     texts = session.create_tmp()

@@ -277,6 +277,7 @@ class LostCounts:
 
     @property
     def total(self) -> int:
+        """All of them."""
         return self.buffer_full + self.skipped + self.undecodable + self.closed
 
 
@@ -333,22 +334,27 @@ class Stats:
 
     @property
     def seen(self) -> int:
+        """Happened, of all kinds."""
         return sum(kind.seen for kind in self._kinds())
 
     @property
     def delivered(self) -> int:
+        """Handed to the program, of all kinds."""
         return sum(kind.delivered for kind in self._kinds())
 
     @property
     def filtered(self) -> int:
+        """Left out by the filter, of all kinds."""
         return sum(kind.filtered for kind in self._kinds())
 
     @property
     def lost(self) -> int:
+        """Lost, of all kinds, for any reason."""
         return sum(kind.lost for kind in self._kinds())
 
     @property
     def pending(self) -> int:
+        """Waiting, of all kinds."""
         return sum(kind.pending for kind in self._kinds())
 
     def _kinds(self) -> Tuple[KindStats, ...]:

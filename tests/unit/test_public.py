@@ -27,6 +27,7 @@ PUBLIC = {
     "ExecwatchError",
     "ExitEvent",
     "FailedExecEvent",
+    "Feature",
     "Filter",
     "ForkEvent",
     "KindStats",
@@ -38,6 +39,7 @@ PUBLIC = {
     "Namespaces",
     "NotSupportedError",
     "PrivilegeError",
+    "Problem",
     "ProcessEvent",
     "RecordingError",
     "StateError",
@@ -76,7 +78,17 @@ TRACER = {
 }
 
 #: What importing execwatch must not bring along: each costs milliseconds or megabytes.
-HEAVY = ("asyncio", "bcc", "ctypes", "json", "logging", "rich", "subprocess", "execwatch.kernel", "execwatch.build")
+HEAVY = (
+    "asyncio",
+    "bcc",
+    "ctypes",
+    "json",
+    "logging",
+    "rich",
+    "subprocess",
+    "execwatch.kernel",
+    "execwatch.build",
+)
 
 
 def names(module: ModuleType) -> Set[str]:
@@ -151,7 +163,7 @@ def methods(where: str, cls: type) -> Iterator[Tuple[str, Any]]:
 
 
 #: Modules and packages that users have no business in.
-INTERNAL = ("build", "cli", "iterators", "kernel", "source", "stream", "wire")
+INTERNAL = ("arguments", "build", "cli", "iterators", "kernel", "source", "stream", "wire")
 
 
 def test_everything_public_says_what_it_is() -> None:

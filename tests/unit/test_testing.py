@@ -57,7 +57,7 @@ def test_events_made_are_ready_for_json_and_pickle(make: Callable[..., Any]) -> 
 def test_every_field_can_be_set(kind: str) -> None:
     event = MAKERS[kind]()
     for field in attrs.fields(type(event)):
-        value = {"argv": ("a",), "namespaces": Namespaces(mnt=1)}.get(field.name, 7)
+        value = {"argv": ("a",), "filename": "a", "namespaces": Namespaces(mnt=1)}.get(field.name, 7)
         assert getattr(MAKERS[kind](**{field.name: value}), field.name) == value
 
 
@@ -85,7 +85,12 @@ def test_nothing_that_can_be_known_is_left_unknown() -> None:
 def test_what_follows_from_other_fields_follows() -> None:
     event = exec_event(argv=["/usr/bin/python3", "-c", "x"], pid=77, ppid=76)
     assert event.argv == ("/usr/bin/python3", "-c", "x")
-    assert (event.comm, event.filename, event.interp, event.argc) == ("python3", event.argv[0], event.argv[0], 3)
+    assert (event.comm, event.filename, event.interp, event.argc) == (
+        "python3",
+        event.argv[0],
+        event.argv[0],
+        3,
+    )
     assert (event.tid, event.host_pid) == (77, 77)
     assert "-77-" in event.process_key
     assert "-76-" in (event.parent_key or "")
@@ -109,7 +114,7 @@ def test_odd_events_can_be_made() -> None:
 def test_a_failure_names_its_error() -> None:
     assert failed_exec_event().error == "ENOENT"
     assert failed_exec_event(retval=-13).error == "EACCES"
-    assert failed_exec_event(retval=-9999).error == "-9999"
+    assert failed_exec_event(retval=-9999).error == "9999"
     assert failed_exec_event(argv=("a b",)).command_line == "'a b'"
     assert failed_exec_event(argv=None, filename="/x y").command_line == "'/x y'"
 
