@@ -313,7 +313,7 @@ def _load_and_attach() -> None:
     from execwatch.kernel import setup, source
 
     options = setup.Options(
-        probe="tracepoint",
+        probe="auto",
         failed=False,
         forks=False,
         exits=False,
@@ -322,7 +322,7 @@ def _load_and_attach() -> None:
         argv_size=1,
         latency=0.0,
     )
-    source.KernelSource(images.load("exec"), None, options, lost=False).close()
+    source.open_source(images.load("exec"), None, options, lost=False).close()
 
 
 def _need_bcc(shipped: bool) -> Tuple[Problem, ...]:

@@ -14,7 +14,7 @@
     └── RecordingError      (ValueError)           a file that is not a readable recording
 
 Wrong arguments are plain ``ValueError`` and ``TypeError``. Every error here
-pickles, and each message ends with what mends it.
+pickles, and where something can be done about it the message ends with that.
 """
 
 from __future__ import annotations

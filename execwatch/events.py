@@ -166,8 +166,9 @@ class FailedExecEvent(ProcessEvent):
         tid: Id of the thread that called exec.
         filename: As passed; None where it could not be read.
         argv: As passed; None where it could not be read.
-        argv_status: ``"complete"``; ``"truncated"``: there was more, at most 128
-            arguments and ``argv_size`` bytes are kept; ``"unreadable"``.
+        argv_status: ``"complete"``; ``"truncated"``: there was more. Of at most 64
+            arguments up to 4,095 bytes each are kept, until ``argv_size`` or 20 KiB
+            are exceeded; ``"unreadable"``.
         retval: What the call returned: the negative errno.
     """
 

@@ -116,7 +116,8 @@ class Filter:
         comms: Exact names, at most 15 bytes.
         paths: Globs (:mod:`fnmatch`, case matters) against ``filename``.
         args: Globs; one argument that matches is enough.
-        cgroups: Cgroup ids, or paths of cgroup directories; those below are not included.
+        cgroups: Cgroup ids, or paths of cgroup directories, of the hierarchy that
+            ``cgroup_id`` tells; those below are not included.
         mount_ns: Inode numbers of mount namespaces, ``os.stat("/proc/PID/ns/mnt").st_ino``.
         exclude: What this matches is left out. Has no ``exclude`` of its own.
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, AsyncIterator, Iterator, Optional
+from typing import TYPE_CHECKING, Any, AsyncIterator, Iterator, NoReturn, Optional
 
 from execwatch.events import AnyEvent
 from execwatch.stream import Stream
 
 if TYPE_CHECKING:
     import asyncio
+
+
+#: Events that an asynchronous iterator hands over before it lets others run.
+_TURN = 256
 
 
 class Events(Iterator[Any]):
@@ -24,28 +28,36 @@ class Events(Iterator[Any]):
         self._barrier = barrier
         self._begun = False
         self._last = False
+        self.finished = False
 
     def __next__(self) -> AnyEvent:
         stream = self._stream
-        if self._left is not None:
-            if self._left <= 0:
-                raise StopIteration
-            self._left -= 1
+        if not self._begun:
+            stream.claim(self)
+        if self._left is not None and self._left <= 0:
+            self._finish()
         # A barrier hands over all that it found, however long that takes; else something at least.
-        if self._deadline is not None and not self._barrier:
-            if self._begun and time.monotonic() >= self._deadline:
-                raise StopIteration
-            self._begun = True
+        timed = self._deadline is not None and not self._barrier and self._begun
+        if timed and time.monotonic() >= (self._deadline or 0.0):
+            self._finish()
+        self._begun = True
         while True:
             try:
-                return stream.pop()
+                event = stream.pop()
+                if self._left is not None:
+                    self._left -= 1
+                return event
             except IndexError:
                 if self._last or stream.ended():
-                    raise StopIteration from None
+                    self._finish()
                 # What comes after a barrier, while its events are handed over, is not waited for.
                 self._last = self._barrier
                 if not stream.fill(self._deadline, barrier=self._barrier):
-                    raise StopIteration from None
+                    self._finish()
+
+    def _finish(self) -> NoReturn:
+        self.finished = True
+        raise StopIteration from None
 
 
 class AsyncEvents(AsyncIterator[Any]):
@@ -53,29 +65,47 @@ class AsyncEvents(AsyncIterator[Any]):
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
+        self._handed = 0
+        self.finished = False
 
     async def __anext__(self) -> AnyEvent:
+        if self._handed == 0:
+            self._stream.claim(self)
+        self._handed += 1
+        if self._handed % _TURN == 0:
+            await _let_others_run()
         while True:
             try:
                 return self._stream.pop()
             except IndexError:
                 if self._stream.ended() or not await fill(self._stream, None):
+                    self.finished = True
                     raise StopAsyncIteration from None
 
 
 async def fill(stream: Stream, deadline: Optional[float], barrier: bool = False) -> bool:
     """:meth:`Stream.fill`, waiting in the running event loop."""
-    waiter = object()
+    waiter, waited = object(), False
     stream.start_awaiting(waiter)
     try:
         while True:
             late = deadline is not None and time.monotonic() >= deadline
             filled = stream.fill(time.monotonic(), barrier=barrier, waiter=waiter)
             if filled or late or stream.ended():
+                if not waited:
+                    await _let_others_run()
                 return filled
+            waited = True
             await _readable(stream, deadline)
     finally:
         stream.end_awaiting()
+
+
+async def _let_others_run() -> None:
+    """Else a flood would keep every other task, timeouts and cancellation from the loop."""
+    import asyncio
+
+    await asyncio.sleep(0)
 
 
 async def _readable(stream: Stream, deadline: Optional[float]) -> None:

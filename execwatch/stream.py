@@ -10,17 +10,55 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import sys
 import threading
 import time
 import weakref
 from collections import deque
-from typing import Any, Deque, List, NamedTuple, Optional
+from typing import Any, Callable, Deque, List, NamedTuple, Optional, Tuple
+
+from typing_extensions import Protocol
 
 from execwatch.errors import StateError
 from execwatch.events import AnyEvent, KindStats, LostCounts, Stats
 from execwatch.source import COUNTED, NONE, Counts, Source, Tally, count
 
 FORKED = "this tracer belongs to the process that forked; make one here"
+
+
+_TWO = "another thread or task is reading from this tracer: one at a time, or a tracer for each"
+
+
+class Consumer(Protocol):
+    """An iteration; it has not ended as long as it lives and says so."""
+
+    finished: bool
+
+
+class _Owner:
+    """Who is running: a thread, and in it perhaps a task."""
+
+    def __init__(self) -> None:
+        self._thread = threading.current_thread()
+        task = _current_task()
+        self._task: Optional[Callable[[], Any]] = None if task is None else weakref.ref(task)
+
+    def excludes(self, other: _Owner) -> bool:
+        """Whether both can be running at once."""
+        if self._thread is not other._thread:
+            return self._thread.is_alive()
+        mine, others = self._task and self._task(), other._task and other._task()
+        if mine is None or others is None or mine is others:
+            return False
+        return not mine.done()
+
+
+def _current_task() -> Any:
+    asyncio = sys.modules.get("asyncio")  # without it there is no task
+    if asyncio is not None:
+        with contextlib.suppress(RuntimeError):  # no loop
+            return asyncio.current_task()
+    return None
 
 
 class _State(NamedTuple):
@@ -52,6 +90,7 @@ class Stream:
         self._state = _State(source.start, deque())
         self._reading = threading.Lock()
         self._awaiting: Optional[object] = None
+        self._claim: Optional[Tuple[weakref.ref[Consumer], _Owner]] = None
         self._wake = _Wake(source.fileno())
         self._stopped = source.fileno() is None  # nothing more will come
         self._drained = False  # and all that came has been read
@@ -65,6 +104,29 @@ class Stream:
     @property
     def closed(self) -> bool:
         return self._closing
+
+    def claim(self, consumer: Consumer) -> None:
+        """Note who iterates from now on.
+
+        Raises:
+            StateError: An iteration that has not ended goes on in another thread or task.
+        """
+        self.check_claim(consumer)
+        self._claim = weakref.ref(consumer), _Owner()
+
+    def check_claim(self, consumer: Optional[Consumer] = None) -> None:
+        """See that nobody else iterates.
+
+        Raises:
+            StateError: An iteration that has not ended goes on in another thread or task.
+        """
+        if self._claim is None:
+            return
+        other, owner = self._claim[0](), self._claim[1]
+        if other is None or other is consumer or other.finished:
+            return
+        if owner.excludes(_Owner()):
+            raise StateError(_TWO)
 
     def pop(self) -> AnyEvent:
         """Hand over one event.
@@ -116,9 +178,7 @@ class Stream:
             StateError: Somebody else is reading.
         """
         if self._reading.locked() or self._awaiting is not waiter:
-            raise StateError(
-                "another thread or task is reading from this tracer: one at a time, or a tracer for each"
-            )
+            raise StateError(_TWO)
         try:
             # Entered in one step, as far as an interrupt can see. It blocks only
             # where two threads passed the check above in the same instant.
@@ -201,7 +261,7 @@ class Stream:
             StateError: Somebody else is reading.
         """
         if self._awaiting is not None or self._reading.locked():
-            raise StateError("another thread or task is reading from this tracer")
+            raise StateError(_TWO)
         self._awaiting = waiter
 
     def end_awaiting(self) -> None:
@@ -297,6 +357,8 @@ class _Pipe:
     descriptor can't become somebody else's file in between.
     """
 
+    read_end = write_end = -1
+
     def __init__(self) -> None:
         self.read_end, self.write_end = os.pipe()
         for end in (self.read_end, self.write_end):
@@ -313,8 +375,9 @@ class _Pipe:
             os.read(self.read_end, 4096)
 
     def __del__(self) -> None:
-        os.close(self.read_end)
-        os.close(self.write_end)
+        if self.read_end >= 0:
+            os.close(self.read_end)
+            os.close(self.write_end)
 
 
 class _Wake:

@@ -19,11 +19,10 @@ from typing import (
     overload,
 )
 
-import attrs
 from typing_extensions import Literal, Self, TypeAlias, TypeVar
 
 from execwatch import arguments
-from execwatch.errors import NotSupportedError, StateError
+from execwatch.errors import StateError
 from execwatch.events import (
     KINDS,
     Event,
@@ -157,6 +156,8 @@ class ExecTracer(Generic[E_co]):
     ) -> None:
         if filter is not None and not isinstance(filter, Filter):
             raise TypeError(f"filter: expected a Filter or None, got {filter!r}")
+        for name, value in (("failed", failed), ("forks", forks), ("exits", exits), ("lost", lost)):
+            arguments.check_bool(name, value)
         arguments.check_choice("probe", probe, ("auto", "tracepoint", "kprobe"))
         arguments.check_choice("buffer", buffer, ("auto", "ring", "perf"))
         arguments.check_int("buffer_size", buffer_size, 1, MAX_BUFFER_SIZE)
@@ -226,7 +227,12 @@ class ExecTracer(Generic[E_co]):
         """
         if self._stream is not None or self._closed:
             raise StateError("a tracer starts once: make another one")
-        self._stream = Stream(self._open_source(), self._latency)
+        source = self._open_source()
+        try:
+            self._stream = Stream(source, self._latency)
+        except BaseException:
+            source.close()
+            raise
 
     def stop(self) -> None:
         """Let nothing more in; the consumer gets what is buffered, then iteration ends.
@@ -332,7 +338,8 @@ class ExecTracer(Generic[E_co]):
 
         Level-triggered: readable while ``read(timeout=0)`` would return something, or
         nothing will come any more. Where a filter has ``paths`` or ``args`` it may
-        also be readable for events that they leave out. It is the tracer's: don't close it.
+        also be readable for events that they leave out, and a perf buffer makes it so at
+        every tick of its timer (``latency``). It is the tracer's: don't close it.
         """
         return self._use().fileno()
 
@@ -433,8 +440,14 @@ class ExecTracer(Generic[E_co]):
         if not self._callbacks:
             raise StateError("no callbacks: register one with on_exec")
         for event in Events(self._use(), deadline, None, barrier=timeout == 0):
-            for kind, fn, matcher in tuple(self._callbacks):
-                if event.kind == kind and (matcher is None or matcher.matches(event)):
+            # Every matcher gets every event: history is made of all kinds.
+            callbacks = [
+                (kind, fn)
+                for kind, fn, matcher in self._callbacks
+                if matcher is None or matcher.matches(event)
+            ]
+            for kind, fn in callbacks:
+                if event.kind == kind:
                     fn(event)
 
     # -- State ------------------------------------------------------------------------------
@@ -457,8 +470,10 @@ class ExecTracer(Generic[E_co]):
         self._check_alive()
         if self._stream is None:
             raise StateError("the tracer is not started: use it in a with block, or call start()")
-        if consume and self._callbacks:
-            raise StateError("callbacks are registered: they get the events, through dispatch()")
+        if consume:
+            if self._callbacks:
+                raise StateError("callbacks are registered: they get the events, through dispatch()")
+            self._stream.check_claim()
         return self._stream
 
 
@@ -467,17 +482,9 @@ def _open_kernel(filter: Optional[Filter], *, lost: bool, buffer_size: int, **op
     from execwatch.build import images
     from execwatch.kernel import setup, source
 
-    image = images.load("exec")
-    resolved = filter.resolved() if filter else None
-    probe = options.pop("probe")
-    chosen = setup.Options(
-        probe="kprobe" if probe == "kprobe" else "tracepoint",
-        buffer_size=setup.ring_size(buffer_size),
-        **options,
+    return source.open_source(
+        images.load("exec"),
+        filter.resolved() if filter else None,
+        setup.Options(buffer_size=setup.ring_size(buffer_size), **options),
+        lost=lost,
     )
-    try:
-        return source.KernelSource(image, resolved, chosen, lost=lost)
-    except NotSupportedError as exc:
-        if probe != "auto" or not exc.feature.startswith("tracepoint"):
-            raise
-        return source.KernelSource(image, resolved, attrs.evolve(chosen, probe="kprobe"), lost=lost)

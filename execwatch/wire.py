@@ -135,6 +135,7 @@ INCLUDE, EXCLUDE = 1, 2
 
 CONFIG: Layout = (
     ("u64", "pid_ns"),  # inode of the tracer's pid namespace, for the nested programs
+    ("u64", "boot_offset_ns"),  # of the tracer's time namespace: its CLOCK_BOOTTIME less the kernel's
     ("u64", "tick_ns"),  # of /proc/PID/stat's start times
     ("u32", "argv_size"),
     ("u32", "cgroup_index"),  # of the v1 hierarchy in css_set.subsys; ABSENT: cgroup v2
@@ -184,6 +185,9 @@ CALL: Layout = (
     ("u32", "argc"),
     ("u32", "filename_size"),
     ("u32", "interp_size"),
+    ("u64", "entered_ns"),
+    ("u32", "host_tid"),
+    ("u32", "reserved"),
 )
 
 LIMITS = {
@@ -192,7 +196,7 @@ LIMITS = {
     "LARGE_HEAD_MAX": 16384,  # more than a record without its argv can have
     "COMM_SIZE": 16,
     "PID_NS_LEVELS": 33,
-    "FAILED_ARGS_MAX": 128,
+    "FAILED_ARGS_MAX": 64,
 }
 
 
@@ -336,7 +340,7 @@ def decode(  # noqa: PLR0915  one function: a call costs a tenth of an event
         event.tid = tid
         event.argv = _argv(data[argv_at:end])
         event.argv_status = _argv_status(flags) if flags else "complete"
-        event.argc = argc
+        event.argc = argc or len(event.argv)  # 0 also where a kprobe was missed
         event.retval = 0
         event.filename = filename = _text(data[at + _SIZE : interp_at]) if filename_size else None
         event.interp = None

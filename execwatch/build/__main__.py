@@ -4,20 +4,50 @@ from __future__ import annotations
 
 import glob
 import os
+from typing import Dict
 
 from execwatch.build import images, source
 from execwatch.build.compiler import compile_image
+from execwatch.kernel import bpf
+from execwatch.kernel.image import PROGRAM_TYPES, ProgramImage
+from execwatch.kernel.loader import LoadedImage, relocate
+
+STEPS_MAX = 100_000
 
 
 def main() -> None:
     for path in sorted(glob.glob(os.path.join(source.FOLDER, "*.bpf.c"))):
         name = os.path.basename(path)[: -len(".bpf.c")]
         image = compile_image(source.read(name))
+        steps = verify(image)
         target = images.shipped_path(name)
         with open(target, "w", encoding="utf-8") as file:
             file.write(image.to_json())
-        sizes = ", ".join(f"{p.name} {len(p.instructions) // 8}" for p in image.programs)
-        print(f"{target}: {image.compiler}; instructions: {sizes}")
+        print(f"{target}: {image.compiler}")
+        for program in image.programs:
+            size = len(program.instructions) // 8
+            print(f"  {program.name}: {size} instructions, {steps[program.name]} steps of the verifier")
+
+
+def verify(image: ProgramImage) -> Dict[str, int]:
+    """Return the steps that this kernel's verifier takes for each program.
+
+    Its limit is a million; much below it an older or stricter one is done too.
+
+    Raises:
+        SystemExit: One takes more than a tenth of it.
+    """
+    steps = {}
+    for program in image.programs:
+        loaded = LoadedImage(image, [program.name], {})
+        try:
+            code = relocate(program, loaded.maps)
+            steps[program.name] = bpf.verifier_steps(PROGRAM_TYPES[program.type], code, image.license)
+        finally:
+            loaded.close()
+        if steps[program.name] > STEPS_MAX:
+            raise SystemExit(f"{program.name} takes {steps[program.name]} steps of the verifier")
+    return steps
 
 
 if __name__ == "__main__":

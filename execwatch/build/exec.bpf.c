@@ -87,6 +87,21 @@ INLINE u32 visible_pid(const struct config *cfg, void *leader, bool nested)
     return 0;
 }
 
+/* Times are those of the tracer's time namespace, as its own clock and /proc tell them. */
+
+INLINE u64 now(const struct config *cfg)
+{
+    return bpf_ktime_get_boot_ns() + cfg->boot_offset_ns;
+}
+
+INLINE bool read_start(const struct config *cfg, u64 *to, const void *leader)
+{
+    if (!read_member(to, sizeof(*to), leader, cfg->offset_task_start_boottime))
+        return false;
+    *to += cfg->boot_offset_ns;
+    return true;
+}
+
 INLINE u64 start_ticks(const struct config *cfg, u64 start_boottime_ns)
 {
     return cfg->tick_ns ? start_boottime_ns / cfg->tick_ns : 0;
@@ -118,7 +133,7 @@ INLINE void read_parent(const struct config *cfg, struct record *r, void *task, 
     r->ppid = visible_pid(cfg, leader, nested);
     if (r->ppid)
         r->valid |= VALID_PPID;
-    if (read_member(&r->parent_start_boottime_ns, sizeof(u64), leader, cfg->offset_task_start_boottime))
+    if (read_start(cfg, &r->parent_start_boottime_ns, leader))
         r->valid |= VALID_PARENT_START;
     if (read_member(&r->parent_comm, COMM_SIZE, leader, cfg->offset_task_comm))
         r->valid |= VALID_PARENT_COMM;
@@ -145,7 +160,7 @@ INLINE void read_identity(const struct config *cfg, struct record *r, void *lead
     r->uid = ids;
     r->gid = ids >> 32;
     bpf_get_current_comm(&r->comm, COMM_SIZE);
-    if (read_member(&r->start_boottime_ns, sizeof(u64), leader, cfg->offset_task_start_boottime))
+    if (read_start(cfg, &r->start_boottime_ns, leader))
         r->valid |= VALID_START;
     r->cgroup_id = cgroup_id(cfg, leader);
     if (r->cgroup_id)
@@ -345,11 +360,13 @@ INLINE void emit(void *ctx, const struct config *cfg, struct counters *count, st
     long lost;
 
     size = opaque(size + sizeof(*r));
-    if (size > sizeof(*s) || size < sizeof(*r))
+    if (size > sizeof(*s) || size < sizeof(*r)) { /* never: for the verifier */
+        count->lost++;
         return;
+    }
     r->size = size;
     r->lost = count->lost;
-    r->boottime_ns = bpf_ktime_get_boot_ns();
+    r->boottime_ns = now(cfg);
     if (cfg->perf)
         lost = perf_events.perf_submit(ctx, s, size);
     else
@@ -362,8 +379,8 @@ INLINE void emit(void *ctx, const struct config *cfg, struct counters *count, st
 
 /* More arguments than a scratch buffer holds: straight into the ring, where room
  * can only be had in sizes that the verifier knows. */
-INLINE void emit_in_room(struct counters *count, struct scratch *s, const char *start, u64 size, u64 at,
-                         u64 room_size)
+INLINE void emit_in_room(const struct config *cfg, struct counters *count, struct scratch *s,
+                         const char *start, u64 size, u64 at, u64 room_size)
 {
     struct record *r = &s->record;
     char *room = events.ringbuf_reserve(room_size);
@@ -386,21 +403,30 @@ INLINE void emit_in_room(struct counters *count, struct scratch *s, const char *
         argv_unreadable(r);
         r->size = at;
     }
-    r->boottime_ns = bpf_ktime_get_boot_ns();
+    r->boottime_ns = now(cfg);
     bpf_probe_read_kernel(room, at, s);
     events.ringbuf_submit(room, 0);
 }
 
-INLINE void emit_large(struct counters *count, struct scratch *s, const char *start, u64 size, u64 at)
+/* A room and its own head have to fit into a ring of the next power of two, twice. */
+#define ROOM(kib) (((kib) << 10) - 4096)
+#define FITS(size, kib) ((size) <= ROOM(kib) - LARGE_HEAD_MAX)
+
+INLINE void emit_large(const struct config *cfg, struct counters *count, struct scratch *s,
+                       const char *start, u64 size, u64 at)
 {
-    if (size <= (64 << 10) - LARGE_HEAD_MAX)
-        emit_in_room(count, s, start, size, at, 64 << 10);
-    else if (size <= (256 << 10) - LARGE_HEAD_MAX)
-        emit_in_room(count, s, start, size, at, 256 << 10);
-    else if (size <= (1 << 20) - LARGE_HEAD_MAX)
-        emit_in_room(count, s, start, size, at, 1 << 20);
+    if (FITS(size, 64))
+        emit_in_room(cfg, count, s, start, size, at, ROOM(64));
+    else if (FITS(size, 128))
+        emit_in_room(cfg, count, s, start, size, at, ROOM(128));
+    else if (FITS(size, 256))
+        emit_in_room(cfg, count, s, start, size, at, ROOM(256));
+    else if (FITS(size, 512))
+        emit_in_room(cfg, count, s, start, size, at, ROOM(512));
+    else if (FITS(size, 1024))
+        emit_in_room(cfg, count, s, start, size, at, ROOM(1024));
     else
-        emit_in_room(count, s, start, size, at, (2 << 20) + LARGE_HEAD_MAX);
+        emit_in_room(cfg, count, s, start, size, at, (2 << 20) + LARGE_HEAD_MAX);
 }
 
 /* ---- What happened ---------------------------------------------------------------- */
@@ -429,10 +455,10 @@ INLINE bool begin(struct kind *k, u32 kind)
 /* For the exit record that will want it. */
 INLINE void note_exec_time(const struct config *cfg, struct record *r)
 {
-    u64 now = bpf_ktime_get_boot_ns();
+    u64 time = now(cfg);
 
     if (cfg->exits)
-        exec_times.update(&r->host_pid, &now);
+        exec_times.update(&r->host_pid, &time);
 }
 
 /* The last of an exec: its arguments, behind the names, and out. */
@@ -443,7 +469,7 @@ INLINE void emit_with_argv(void *ctx, struct kind *k, void *task, u64 at)
     u64 size = argv_of(k->cfg, r, task, &start);
 
     if (size > ARGV_SIZE_MAX) {
-        emit_large(k->count, k->s, start, size, at);
+        emit_large(k->cfg, k->count, k->s, start, size, at);
     } else {
         at = append_argv(k->s, start, size, at);
         emit(ctx, k->cfg, k->count, k->s, at);
@@ -534,21 +560,35 @@ INLINE bool read_pointer(u64 *pointer, u64 at, bool compat)
            (compat || bpf_probe_read_user(pointer, 8, (void *)at) == 0);
 }
 
+/* Read a string and return its size, the NUL included; more than PATH_SIZE_MAX where
+ * it can't be read. Of an empty one Linux 6.1 reads nothing and returns 0; that is made
+ * 1, without a branch: each would double what the verifier follows through a loop. */
+INLINE u64 append_user_string(struct scratch *s, u64 at, u64 pointer)
+{
+    at = opaque(at);
+    if (at > PATH_SIZE_MAX + ARGV_SIZE_MAX)
+        return ABSENT;
+    s->data[at] = 0;
+    u64 size = opaque(bpf_probe_read_user_str(s->data + at, PATH_SIZE_MAX, (void *)pointer));
+    u64 below = opaque(size - 1);
+    return opaque(size + (below >> 63));
+}
+
 /* The arguments, from where the caller keeps them. */
 INLINE u64 append_pointers(const struct config *cfg, struct scratch *s, const struct call *call, u64 at)
 {
     struct record *r = &s->record;
     u64 pointer, begun = at;
 
-    for (u32 i = 0; i < FAILED_ARGS_MAX; i++) {
+    for (u32 i = 0; i <= FAILED_ARGS_MAX; i++) {
         if (!read_pointer(&pointer, call->argv + i * (call->compat ? 4 : 8), call->compat))
             goto unreadable;
         if (!pointer)
             return at;
         at = opaque(at);
-        if (at > PATH_SIZE_MAX + ARGV_SIZE_MAX || at - begun >= cfg->argv_size)
+        if (i == FAILED_ARGS_MAX || at > PATH_SIZE_MAX + ARGV_SIZE_MAX || at - begun >= cfg->argv_size)
             break;
-        u64 size = opaque(bpf_probe_read_user_str(s->data + at, PATH_SIZE_MAX, (void *)pointer));
+        u64 size = append_user_string(s, at, pointer);
         if (size > PATH_SIZE_MAX)
             goto unreadable;
         at += size;
@@ -586,7 +626,7 @@ INLINE void on_failure(void *ctx, const struct call *call, u32 error, u32 tid, b
         k.count->filtered++;
         return;
     }
-    u64 at = opaque(bpf_probe_read_user_str(k.s->data, PATH_SIZE_MAX, (void *)call->filename));
+    u64 at = append_user_string(k.s, 0, call->filename);
     if (at > PATH_SIZE_MAX)
         at = 0;
     r->filename_size = at;
@@ -626,8 +666,8 @@ INLINE void follow_child(const struct config *cfg, struct counters *count, void 
     u32 child_pid = visible_pid(cfg, child, nested);
     u64 parent_start = 0, child_start = 0;
 
-    read_member(&parent_start, sizeof(u64), leader, cfg->offset_task_start_boottime);
-    read_member(&child_start, sizeof(u64), child, cfg->offset_task_start_boottime);
+    read_start(cfg, &parent_start, leader);
+    read_start(cfg, &child_start, child);
 
     struct tree_value member = {};
     member.start_ticks = start_ticks(cfg, child_start);
@@ -759,7 +799,7 @@ INLINE int on_exit(struct bpf_raw_tracepoint_args *ctx, bool nested)
         return 0;
     /* Threads that go at once may each see the last one's zero: the first of them counts. */
     key.host_pid = number(leader, k.cfg->offset_task_tgid);
-    read_member(&key.start_boottime_ns, sizeof(u64), leader, k.cfg->offset_task_start_boottime);
+    read_start(k.cfg, &key.start_boottime_ns, leader);
     if (k.cfg->exits && ended.insert(&key, &one))
         return 0;
     return on_last_exit(ctx, &k, task, signal, nested);
@@ -780,34 +820,53 @@ struct in_flight {
     char data[2 * PATH_SIZE_MAX];
 };
 
-/* By task: the thread that calls may have another id when it returns. */
-BPF_TABLE("lru_hash", u64, struct in_flight, in_flight, 1);
+/* By task: the thread that calls may have another id when it returns. What a missed
+ * return leaves behind is taken out by the tracer. */
+BPF_HASH(in_flight, u64, struct in_flight, 1);
 BPF_PERCPU_ARRAY(entering, struct in_flight, 1);
+
+INLINE int enter(struct call *call)
+{
+    u64 task = bpf_get_current_task();
+    u32 zero = 0, kind = KIND_EXEC;
+    struct counters *count = counters.lookup(&kind);
+    struct config *cfg = config.lookup(&zero);
+    struct in_flight *f = entering.lookup(&zero);
+
+    if (!count || !cfg || !f)
+        return 0;
+    f->call = *call;
+    f->call.entered_ns = now(cfg);
+    f->call.host_tid = bpf_get_current_pid_tgid();
+    if (in_flight.update(&task, f))
+        count->lost++;
+    else
+        count->entered++;
+    return 0;
+}
 
 INLINE int on_entry(void *ctx, bool at, bool compat, bool nested)
 {
     const void *regs = (const void *)REGISTER(ctx, ENTRY_ARGUMENT);
-    u64 task = bpf_get_current_task();
-    u32 zero = 0, kind = KIND_EXEC;
+    struct call call = {};
+    u32 zero = 0;
     struct config *cfg = config.lookup(&zero);
-    struct counters *count = counters.lookup(&kind);
-    struct in_flight *f = entering.lookup(&zero);
 
-    if (!cfg || !count || !f)
+    if (!cfg)
         return 0;
-    count->entered++;
-    f->call.compat = compat;
+    call.compat = compat;
     if (compat) {
-        f->call.filename = (u32)argument(regs, at ? cfg->offset_regs_cx : cfg->offset_regs_bx);
-        f->call.argv = (u32)argument(regs, at ? cfg->offset_regs_dx : cfg->offset_regs_cx);
+        call.filename = (u32)argument(regs, at ? cfg->offset_regs_cx : cfg->offset_regs_bx);
+        call.argv = (u32)argument(regs, at ? cfg->offset_regs_dx : cfg->offset_regs_cx);
     } else {
-        f->call.filename = argument(regs, at ? cfg->offset_regs_si : cfg->offset_regs_di);
-        f->call.argv = argument(regs, at ? cfg->offset_regs_dx : cfg->offset_regs_si);
+        call.filename = argument(regs, at ? cfg->offset_regs_si : cfg->offset_regs_di);
+        call.argv = argument(regs, at ? cfg->offset_regs_dx : cfg->offset_regs_si);
     }
-    f->call.tid = nested ? visible_pid(cfg, (void *)task, true) : (u32)bpf_get_current_pid_tgid();
-    f->call.argc = f->call.filename_size = f->call.interp_size = f->call.valid = 0;
-    in_flight.update(&task, f);
-    return 0;
+    if (nested)
+        call.tid = visible_pid(cfg, (void *)bpf_get_current_task(), true);
+    else
+        call.tid = bpf_get_current_pid_tgid();
+    return enter(&call);
 }
 
 /* int begin_new_exec(struct linux_binprm *bprm), since Linux 5.8 */
@@ -860,8 +919,10 @@ INLINE void on_success(void *ctx, struct in_flight *f, void *task, bool nested)
     r->filename_size = f->call.filename_size;
     r->interp_size = f->call.interp_size;
     u64 at = opaque((u64)r->filename_size + r->interp_size);
-    if (at > 2 * PATH_SIZE_MAX)
+    if (at > 2 * PATH_SIZE_MAX) { /* never: for the verifier */
+        k.count->lost++;
         return;
+    }
     bpf_probe_read_kernel(k.s->data, at, f->data);
 
     emit_with_argv(ctx, &k, task, at);
@@ -992,4 +1053,13 @@ int kretprobe__exec__nested(void *ctx)
 int kprobe__begin_new_exec(void *ctx)
 {
     return on_begin_new_exec(ctx);
+}
+
+/* int kernel_execve(const char *filename, ...): programs that the kernel itself starts */
+int kprobe__kernel_execve(void *ctx)
+{
+    struct call call = {};
+
+    call.tid = bpf_get_current_pid_tgid();
+    return enter(&call);
 }

@@ -31,7 +31,7 @@
 #define LARGE_HEAD_MAX 0x4000
 #define COMM_SIZE 0x10
 #define PID_NS_LEVELS 0x21
-#define FAILED_ARGS_MAX 0x80
+#define FAILED_ARGS_MAX 0x40
 
 struct record {
     u32 size;
@@ -64,6 +64,7 @@ struct record {
 
 struct config {
     u64 pid_ns;
+    u64 boot_offset_ns;
     u64 tick_ns;
     u32 argv_size;
     u32 cgroup_index;
@@ -150,6 +151,9 @@ struct call {
     u32 argc;
     u32 filename_size;
     u32 interp_size;
+    u64 entered_ns;
+    u32 host_tid;
+    u32 reserved;
 };
 
 struct counters {

@@ -8,6 +8,7 @@ at this boundary; nothing above knows errno.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -21,7 +22,7 @@ from execwatch.kernel import privileges
 
 _T = TypeVar("_T")
 
-_MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_GET_NEXT_KEY = 0, 1, 2, 4
+_MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _MAP_GET_NEXT_KEY = 0, 1, 2, 3, 4
 _PROG_LOAD, _RAW_TRACEPOINT_OPEN = 5, 17
 
 HASH, ARRAY, PERCPU_ARRAY, RINGBUF = 1, 2, 6, 27
@@ -105,6 +106,13 @@ def map_lookup(fd: int, key: bytes, value_size: int) -> Optional[bytes]:
     except FileNotFoundError:
         return None
     return v.raw
+
+
+def map_delete(fd: int, key: bytes) -> None:
+    """Remove one element, if it is there."""
+    k = ctypes.create_string_buffer(key, len(key))
+    with contextlib.suppress(FileNotFoundError):
+        _bpf(_MAP_DELETE, struct.pack("<IIQQQ", fd, 0, _address(k), 0, 0))
 
 
 def map_keys(fd: int, key_size: int) -> Iterator[bytes]:

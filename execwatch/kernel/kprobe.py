@@ -8,6 +8,7 @@ import fcntl
 import os
 import platform
 import struct
+import time
 
 from execwatch import wire
 from execwatch.errors import AttachError, NotSupportedError
@@ -27,8 +28,17 @@ ENTRIES = {
     "compat_execveat": "__ia32_compat_sys_execveat",
 }
 
+#: What the kernel itself starts, such as modprobe, doesn't come in by a system call (since Linux 5.9).
+FROM_KERNEL = "kernel_execve"
+
 #: Those a kernel may lack: without CONFIG_IA32_EMULATION nobody can call them.
-OPTIONAL = tuple(symbol for name, symbol in ENTRIES.items() if name.startswith("compat"))
+OPTIONAL = (*(symbol for name, symbol in ENTRIES.items() if name.startswith("compat")), FROM_KERNEL)
+
+#: Numbers of the calls, 64-bit and 32-bit.
+_CALLS = ("59", "322", "11", "358")
+
+#: An exec may wait for a disk, or for a network's.
+_OLD_NS, _VERY_OLD_NS = 2 * 10**9, 60 * 10**9
 
 
 def check() -> None:
@@ -82,25 +92,34 @@ def _pmu() -> int:
 
 
 def count_in_flight(in_flight: int) -> int:
-    """Return how many of the calls noted in the map ``in_flight`` are still going on.
+    """Return how many of the calls noted in the map ``in_flight`` may be still going on.
 
-    One whose return was missed stays there until its thread calls again or the map
-    needs the room; /proc tells that the thread has gone on to something else.
+    One whose return was missed is taken out of the map: it is old, and /proc tells
+    that its thread has gone on to something else; where /proc doesn't tell, it is
+    very old.
     """
     head = wire.struct_of(wire.CALL).size
+    now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     count = 0
-    for key in bpf.map_keys(in_flight, 8):
+    for key in list(bpf.map_keys(in_flight, 8)):
         value = bpf.map_lookup(in_flight, key, head + 2 * wire.LIMITS["PATH_SIZE_MAX"])
-        if value is not None:
-            count += _in_exec(wire.unpack(wire.CALL, value[:head])["tid"])
+        if value is None:
+            continue
+        call = wire.unpack(wire.CALL, value[:head])
+        age = now - call["entered_ns"]
+        if age > _OLD_NS and (age > _VERY_OLD_NS or not _may_be_in_exec(call["host_tid"])):
+            bpf.map_delete(in_flight, key)
+        else:
+            count += 1
     return count
 
 
-def _in_exec(tid: int) -> bool:
+def _may_be_in_exec(tid: int) -> bool:
     try:
         with open(f"/proc/{tid}/syscall") as file:
             number = file.read().split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False  # it has ended, or calls exec from a thread that has become the leader
     except (OSError, IndexError):
-        return False
-    # "running": on a CPU, in whatever; it is asked again.
-    return number in ("running", "59", "322", "11", "358")
+        return True  # not for us to see
+    return number in ("running", *_CALLS)

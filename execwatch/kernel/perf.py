@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import mmap
 import os
 import platform
@@ -23,7 +24,7 @@ import time
 from typing import Dict, List, Optional, Tuple
 
 from execwatch import wire
-from execwatch.errors import LoadError
+from execwatch.errors import LoadError, PrivilegeError
 from execwatch.kernel import bpf, privileges
 
 _SYSCALLS = {"x86_64": (298, 283, 286), "aarch64": (241, 85, 86)}  # perf_event_open, timerfd_*
@@ -40,6 +41,9 @@ _DATA_HEAD, _DATA_TAIL = 1024 // 8, 1032 // 8  # struct perf_event_mmap_page
 
 #: What may still be missing on another CPU: so far back records are held.
 _HOLD_NS = 1_000_000
+
+#: Bytes of one CPU's buffer at the least: some records of the largest size.
+_LEAST = 1 << 16
 
 #: Seconds between two looks at which CPUs there are, and at the least between two of the timer's ticks.
 _CPUS_EVERY, _TICK = 0.1, 0.001
@@ -68,10 +72,9 @@ class PerfBuffers:
     def __init__(self, events: int, size: int, latency: float) -> None:
         self._events = events
         cpus = online_cpus()
-        pages = 1
-        while pages * 2 * mmap.PAGESIZE * len(cpus) <= size:
-            pages *= 2
-        self._size = pages * mmap.PAGESIZE
+        self._size = mmap.PAGESIZE
+        while self._size * len(cpus) < size or self._size < _LEAST:
+            self._size *= 2
         self._buffers: Dict[Tuple[int, int], _Buffer] = {}
         self._generation: Dict[int, int] = {}
         self._look_at = 0.0
@@ -141,8 +144,13 @@ class PerfBuffers:
         for cpu in online:
             if cpu not in self._generation or self._generation[cpu] < 0:
                 generation = abs(self._generation.get(cpu, 0)) + 1
+                try:
+                    self._buffers[cpu, generation] = _Buffer(self._events, cpu, self._size)
+                except LoadError as exc:
+                    if exc.errno == errno.ENODEV:  # gone again: until the next look
+                        continue
+                    raise
                 self._generation[cpu] = generation
-                self._buffers[cpu, generation] = _Buffer(self._events, cpu, self._size)
         for cpu in self._generation:
             if cpu not in online:
                 self._generation[cpu] = -abs(self._generation[cpu])
@@ -159,7 +167,7 @@ class _Buffer:
         self._size = size
         self._fd = _open_output(cpu)
         try:
-            self._map = mmap.mmap(self._fd, mmap.PAGESIZE + size)
+            self._map = _mapped(self._fd, mmap.PAGESIZE + size)
             self._numbers = memoryview(self._map)[: mmap.PAGESIZE].cast("Q")
             bpf.map_update(events, struct.pack("<I", cpu), struct.pack("<I", self._fd))
             _ioctl(self._fd, _IOC_ENABLE)
@@ -200,6 +208,16 @@ class _Buffer:
         os.close(self._fd)
 
 
+def _mapped(fd: int, size: int) -> mmap.mmap:
+    try:
+        return mmap.mmap(fd, size)
+    except PermissionError as exc:
+        raise PrivilegeError(
+            f"a perf buffer of {size} bytes a CPU is more than this user may lock: a smaller buffer_size, or "
+            "sysctl kernel.perf_event_mlock_kb, ulimit -l, or CAP_IPC_LOCK"
+        ) from exc
+
+
 def online_cpus(path: str = "/sys/devices/system/cpu/online") -> List[int]:
     """Return the CPUs that run, e.g. of ``0-2,5``."""
     with open(path) as file:
@@ -235,9 +253,13 @@ def _timer(seconds: float) -> int:
     """timerfd_create(2): the standard library has it only since Python 3.13."""
     _, create, settime = _numbers()
     fd = bpf.syscall(create, time.CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
-    nanoseconds = int(seconds * 1e9)
-    spec = ctypes.create_string_buffer(struct.pack("<qqqq", 0, nanoseconds, 0, nanoseconds))
-    bpf.syscall(settime, fd, 0, ctypes.addressof(spec), 0)
+    tick = divmod(int(seconds * 1e9), 1_000_000_000)
+    spec = ctypes.create_string_buffer(struct.pack("<qqqq", *tick, *tick))
+    try:
+        bpf.syscall(settime, fd, 0, ctypes.addressof(spec), 0)
+    except BaseException:
+        os.close(fd)
+        raise
     return fd
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from typing import List, Mapping, Optional, Tuple
@@ -10,7 +11,7 @@ import attrs
 
 from execwatch import wire
 from execwatch.errors import NotSupportedError
-from execwatch.kernel import filtering, kprobe, offsets, probes
+from execwatch.kernel import filtering, kprobe, loader, offsets, probes
 
 #: Unix time moved so much against the time since boot: the clock was set.
 _CLOCK_STEP_NS = 1_000_000
@@ -48,12 +49,14 @@ class Setup:
         programs: The kind that each program counts for, by the program's name.
         attachments: Program and tracepoint or function, in order: what brings in
             data for others first, so that those find it.
+        kinds: The kinds of events that were asked for.
         sizes: Entries of those maps whose size isn't the image's.
         config: Members of ``wire.CONFIG``.
     """
 
     programs: Mapping[str, str]
     attachments: Tuple[Tuple[str, str], ...]
+    kinds: Tuple[str, ...]
     sizes: Mapping[str, int]
     config: Mapping[str, int]
 
@@ -81,6 +84,7 @@ def plan(options: Options, kernel_filter: filtering.KernelFilter, clock: wire.Cl
     processes = _pid_limit()
     return Setup(
         programs={name: kind for kind, name, _ in named},
+        kinds=_kinds(options),
         attachments=tuple((name, target) for _, name, targets in named for target in targets),
         sizes={
             "events": 4096 * 16 if perf else options.buffer_size,
@@ -88,14 +92,15 @@ def plan(options: Options, kernel_filter: filtering.KernelFilter, clock: wire.Cl
             "tree": processes if tree else 1,
             "forks": processes if tree else 1,
             "exec_times": processes if options.exits else 1,
-            "in_flight": _IN_FLIGHT,
-            "ended": _ENDED if options.exits else 1,
+            "in_flight": max(_IN_FLIGHT, 64 * loader.possible_cpus()),
+            "ended": max(_ENDED, 256 * loader.possible_cpus()) if options.exits else 1,
         },
         config={
             **{name: value for name, value in found.items() if name.startswith("offset_")},
             **kernel_filter.config,
             "pid_ns": namespace,
             "tick_ns": clock.tick_ns,
+            "boot_offset_ns": _boot_offset(),
             "cgroup_index": _cgroup_index(found),
             "argv_size": options.argv_size,
             "tree": tree,
@@ -107,6 +112,11 @@ def plan(options: Options, kernel_filter: filtering.KernelFilter, clock: wire.Cl
             "room_process": int(options.buffer_size * _SHARE_PROCESS),
         },
     )
+
+
+def _kinds(options: Options) -> Tuple[str, ...]:
+    asked = {"exec": True, "failed_exec": options.failed, "fork": options.forks, "exit": options.exits}
+    return tuple(kind for kind, wanted in asked.items() if wanted)
 
 
 _Chosen = List[Tuple[str, str, Tuple[str, ...]]]
@@ -124,15 +134,16 @@ def _kprobes() -> _Chosen:
     kprobe.check()
     entries: _Chosen = [("exec", f"kprobe__{name}", (symbol,)) for name, symbol in kprobe.ENTRIES.items()]
     return [
-        ("exec", "kretprobe__exec", tuple(kprobe.ENTRIES.values())),
+        ("exec", "kretprobe__exec", (*kprobe.ENTRIES.values(), kprobe.FROM_KERNEL)),
         ("exec", "kprobe__begin_new_exec", ("begin_new_exec",)),
         *entries,
+        ("exec", "kprobe__kernel_execve", (kprobe.FROM_KERNEL,)),
     ]
 
 
 def _variant(name: str, nested: bool) -> str:
     """The program for a tracer in a pid namespace of its own; where pids don't matter there is but one."""
-    if not nested or name == "kprobe__begin_new_exec":
+    if not nested or name in ("kprobe__begin_new_exec", "kprobe__kernel_execve"):
         return name
     return name + ("_nested" if name.count("__") > 1 else "__nested")
 
@@ -141,6 +152,17 @@ def _pid_limit() -> int:
     with open("/proc/sys/kernel/pid_max") as file:
         # Preallocated, about 80 bytes each.
         return min(int(file.read()), 65536)
+
+
+def _boot_offset() -> int:
+    """Return by how much CLOCK_BOOTTIME is shifted in this time namespace, in ns; time_namespaces(7)."""
+    with contextlib.suppress(OSError), open("/proc/self/timens_offsets") as file:
+        for line in file:
+            clock, seconds, nanoseconds = line.split()
+            if clock in ("boottime", "7"):
+                # As the kernel half adds it: modulo 2 to the 64.
+                return (int(seconds) * 1_000_000_000 + int(nanoseconds)) % 2**64
+    return 0
 
 
 def _cgroup_index(found: Mapping[str, int]) -> int:

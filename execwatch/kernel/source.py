@@ -10,6 +10,8 @@ import os
 import struct
 from typing import Any, Dict, List, NamedTuple, Optional, Union
 
+import attrs
+
 from execwatch import wire
 from execwatch.errors import NotSupportedError
 from execwatch.events import AnyEvent, AnyProcessEvent, ExecEvent, FailedExecEvent
@@ -70,6 +72,8 @@ class KernelSource:
         kernel_filter = filtering.compile_filter(filter)
         plan = setup.plan(options, kernel_filter, self._clock)
         self._programs = plan.programs
+        self._kinds = plan.kinds
+        self._missed = 0
         self._image = loader.LoadedImage(image, plan.programs, plan.sizes)
         try:
             if options.buffer == "perf":
@@ -169,10 +173,11 @@ class KernelSource:
         events: List[AnyEvent] = []
         lost = {
             (cpu, kind): values["lost"]
-            for kind in self._programs.values()
+            for kind in self._kinds
             for cpu, values in enumerate(self._values(kind))
         }
-        ledger = self._losses.behind(position.ledger, lost, self._skipped(), self._clock.offset_ns, events)
+        skipped = {kind: count for kind, count in self._skipped().items() if kind in self._kinds}
+        ledger = self._losses.behind(position.ledger, lost, skipped, self._clock.offset_ns, events)
         return Batch(events, position._replace(ledger=ledger))
 
     # -- Counting -----------------------------------------------------------------
@@ -185,7 +190,9 @@ class KernelSource:
         """Runs of programs that the kernel left out, by the kind of event that went with them."""
         skipped: Dict[str, int] = {}
         for name, kind in self._programs.items():
-            skipped[kind] = skipped.get(kind, 0) + self._image.skipped(name)
+            # A return that was left out shows in the calls that have none.
+            if not name.startswith("kretprobe"):
+                skipped[kind] = skipped.get(kind, 0) + self._image.skipped(name)
         if "in_flight" in self._image.maps:
             skipped["exec"] += self._missed_returns()
         return skipped
@@ -193,13 +200,14 @@ class KernelSource:
     def _missed_returns(self) -> int:
         """With kprobes: calls that began and of whose return the kernel told nothing.
 
-        A kretprobe can follow so many calls at once, and no more.
+        A kretprobe can follow so many calls at once, and no more. In this order of
+        reading, what happens meanwhile can only make the number too small.
         """
-        values = self._values("exec")
-        missing = sum(value["entered"] - value["returned"] for value in values)
-        if missing <= 0:
-            return 0
-        return max(0, missing - kprobe.count_in_flight(self._image.maps["in_flight"]))
+        entered = sum(value["entered"] for value in self._values("exec"))
+        in_flight = kprobe.count_in_flight(self._image.maps["in_flight"])
+        returned = sum(value["returned"] for value in self._values("exec"))
+        self._missed = max(self._missed, entered - in_flight - returned)
+        return self._missed
 
     def counts(self) -> Counts:
         """Return the counters; after close the last ones."""
@@ -212,6 +220,9 @@ class KernelSource:
             values = self._values(kind)
             totals = {name: sum(value[name] for value in values) for _, name in wire.COUNTERS}
             missed = skipped.get(kind, 0)
+            if kind not in self._kinds:  # its program only keeps the tree
+                extra["tree_full"] += missed
+                missed = 0
             kinds[kind] = KindCounts(totals["seen"] + missed, totals["filtered"], totals["lost"], missed)
             for name in extra:
                 extra[name] += totals[name]
@@ -242,6 +253,20 @@ class KernelSource:
             self._buffer.close()
             self._buffer = None
         self._image.close()
+
+
+def open_source(
+    image: ProgramImage, filter: Optional[Filter], options: setup.Options, *, lost: bool
+) -> KernelSource:
+    """Return the source; with ``probe="auto"`` by kprobes where the kernel has no tracepoint."""
+    if options.probe != "auto":
+        return KernelSource(image, filter, options, lost=lost)
+    try:
+        return KernelSource(image, filter, attrs.evolve(options, probe="tracepoint"), lost=lost)
+    except NotSupportedError as exc:
+        if not exc.feature.startswith("tracepoint"):
+            raise
+        return KernelSource(image, filter, attrs.evolve(options, probe="kprobe"), lost=lost)
 
 
 def _log_undecodable(exc: ValueError) -> None:

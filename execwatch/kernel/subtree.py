@@ -44,7 +44,18 @@ def stat(pid: int) -> Optional[Tuple[int, int]]:
             fields = file.read().rpartition(b")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
+    except PermissionError:
+        _log_hidden()
+        return None
     return int(fields[1]), int(fields[19])
+
+
+def _log_hidden() -> None:
+    import logging
+
+    logging.getLogger("execwatch").warning(
+        "/proc hides other users' processes (hidepid): descendants among them that run already are not known"
+    )
 
 
 def fill(tree: int, forks: int, roots: Mapping[int, int], known: _Parents) -> int:

@@ -130,7 +130,8 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
             compiler = shutil.which("cc") or skip(Reason.COMPILER)
             options = ["-nostdlib"] if name == "nothing" else []
             subprocess.run(
-                [compiler, "-O2", "-static", *options, "-o", target, PROGRAMS / f"{name}.c"], check=True
+                [compiler, "-O2", "-static", "-pthread", *options, "-o", target, PROGRAMS / f"{name}.c"],
+                check=True,
             )
         return str(target)
 

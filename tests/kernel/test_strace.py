@@ -82,13 +82,14 @@ def project(tmp_path: pathlib.Path) -> pathlib.Path:
     return tmp_path
 
 
-def test_a_build_is_seen_as_strace_sees_it(project: pathlib.Path) -> None:
+def test_a_build_is_seen_as_strace_sees_it(project: pathlib.Path, tracer_buffer: str) -> None:
+    argv_size = 16_384 if tracer_buffer == "perf" else 1 << 20
     traces = project / "traces"
     traces.mkdir()
     # One file a process: no line is split by another's.
     strace = ["strace", "-ff", "-o", str(traces / "pid"), "-e", "trace=execve,execveat", "-v", "-xx"]
     command = [*strace, "-s", "99999", "sh", "-c", "./configure && make -j2"]
-    with ExecTracer(Filter(descendants_of=os.getpid()), failed=True, argv_size=1 << 20) as tracer:
+    with ExecTracer(Filter(descendants_of=os.getpid()), failed=True, argv_size=argv_size) as tracer:
         done = subprocess.run(command, cwd=project, capture_output=True, text=True)
         events = tracer.read(timeout=0)
         stats = tracer.stats()

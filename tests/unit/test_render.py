@@ -26,7 +26,7 @@ def decode(word: bytes) -> str:
 TEXTS = st.one_of(WORDS.map(decode), st.text())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(WORDS, min_size=1, max_size=40))
 @example([b"a\nb", b"", b"'", b"\xff1", b"\x1b[2K", b"\\n", b"$'x'", b"\xc2\xa0", "\u202e".encode()])
 def test_bash_reads_the_same_bytes_back(argv: list[bytes]) -> None:

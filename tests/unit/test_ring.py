@@ -9,7 +9,7 @@ import threading
 from typing import Any, Iterator, List
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from execwatch.kernel import ring as ring_module
@@ -248,7 +248,6 @@ STEPS = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(STEPS, st.integers(0, 1 << 34).map(lambda number: number * 8))
 def test_nothing_is_lost_or_changed_whatever_the_sizes(steps: List[tuple[int, int, int]], start: int) -> None:
     """Write as long as there is room, else read a part and release it."""

@@ -14,7 +14,7 @@ import warnings
 from typing import Any, Callable, Dict, List
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from execwatch import ExecTracer, Filter, StateError, Stats
@@ -698,7 +698,6 @@ ACTIONS = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(ACTIONS, st.integers(1, 4))
 def test_counters_add_up_whatever_happens(actions: List[str], batch: int) -> None:
     source = ScriptedSource(batch=batch, drop=lambda event: event.cpu % 5 == 4)
