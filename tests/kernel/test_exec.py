@@ -17,6 +17,8 @@ import pytest
 
 from execwatch import ExecEvent, ExecTracer, Filter
 
+from .conftest import Reason, skip
+
 Programs = Callable[[str], str]
 
 
@@ -268,3 +270,23 @@ def test_it_is_typed(programs: Programs) -> None:
     assert type(event) is ExecEvent
     assert pickle.loads(pickle.dumps(event)) == event
     assert hash(event) == hash(pickle.loads(pickle.dumps(event)))
+
+
+@pytest.mark.usefixtures("root")
+def test_a_tracer_in_a_time_namespace_has_its_times(programs: Programs) -> None:
+    code = (
+        "import os, time\n"
+        "from execwatch import ExecTracer, Filter\n"
+        "with ExecTracer(Filter(descendants_of=os.getpid())) as tracer:\n"
+        f"    pid = os.posix_spawn({programs('hold')!r}, ['hold'], {{}})\n"
+        "    events = tracer.read(timeout=10)\n"
+        "    stat = open(f'/proc/{pid}/stat').read().rpartition(')')[2].split()\n"
+        "    assert abs(events[0].time_ns - time.time_ns()) < 10**10\n"
+        "    assert 0 <= time.clock_gettime_ns(time.CLOCK_BOOTTIME) - events[0].boottime_ns < 10**10\n"
+        "    print(len(events), events[0].process_key.endswith(f'-{pid}-{stat[19]}'))\n"
+    )
+    command = ["unshare", "--time", "--boottime", "100000", "--fork", sys.executable, "-c", code]
+    if not os.path.exists("/proc/self/ns/time"):
+        skip(Reason.KERNEL, "CONFIG_TIME_NS")
+    done = subprocess.run(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True)
+    assert done.stdout.removeprefix("R").split() == ["1", "True"]  # the held program's R, and ours

@@ -231,3 +231,31 @@ def test_empty_argv(programs: Programs) -> None:
     # Since Linux 5.18 the kernel puts in an empty string.
     assert event.argv in ((), ("",))
     assert event.argc == len(event.argv)
+
+
+@pytest.mark.parametrize(
+    "argv_size", [45_057, 65_536, 110_593, 241_665, 262_144, 503_809, 1_028_097, 2_097_152]
+)
+def test_the_least_buffer_for_an_argv_size_holds_such_an_event(
+    argv_size: int, programs: Programs, tracer_buffer: str
+) -> None:
+    if tracer_buffer == "perf":
+        pytest.skip("KERNEL: a perf record holds no more than 16 KiB of argv")
+    nothing = programs("nothing")
+    rest = min(argv_size, 1_900_000) - len(nothing) - 1
+    words = ["x" * 99_999] * (rest // 100_000) + ["y" * (rest % 100_000 - 1)]
+    with ExecTracer(Filter(ppids=os.getpid()), argv_size=argv_size, buffer_size=4 * argv_size) as tracer:
+        for _ in range(3):
+            os.waitpid(os.posix_spawn(nothing, [nothing, *words], {}), 0)
+            (event,) = tracer.read(timeout=0)
+            assert event.argv == (nothing, *words)
+        assert tracer.stats().lost == 0
+
+
+def test_exactly_as_many_arguments_as_are_kept_of_a_refused_attempt(programs: Programs) -> None:
+    with ExecTracer(Filter(descendants_of=os.getpid()), failed=True) as tracer:
+        words = [str(number) for number in range(63)]
+        subprocess.run([programs("odd"), "execve", "/no", *words], stdout=subprocess.PIPE, check=True)
+        (event,) = [e for e in tracer.read(timeout=0) if isinstance(e, FailedExecEvent) and e.comm == "odd"]
+    assert event.argv == ("/no", *words)
+    assert event.argv_status == "complete"
