@@ -140,6 +140,7 @@ _INTERRUPTED = """
 import os, signal, sys
 from execwatch import ExecTracer, Filter
 interrupts, seen = 0, []
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
 with ExecTracer(Filter(comms={"nothing"}), buffer_size=1 << 24) as tracer:
     print("ready", flush=True)
     while interrupts < 40:
