@@ -28,7 +28,7 @@ class Events(Iterator[Any]):
         self._barrier = barrier
         self._begun = False
         self._last = False
-        self.finished = False
+        self.finished: bool = False
 
     def __next__(self) -> AnyEvent:
         stream = self._stream
@@ -66,7 +66,7 @@ class AsyncEvents(AsyncIterator[Any]):
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
         self._handed = 0
-        self.finished = False
+        self.finished: bool = False
 
     async def __anext__(self) -> AnyEvent:
         if self._handed == 0:

@@ -357,7 +357,8 @@ class _Pipe:
     descriptor can't become somebody else's file in between.
     """
 
-    read_end = write_end = -1
+    read_end: int = -1
+    write_end: int = -1
 
     def __init__(self) -> None:
         self.read_end, self.write_end = os.pipe()
