@@ -24,7 +24,7 @@ def run(programs: Programs, rounds: int) -> Iterator[Figure]:
             started = time.process_time()
             events = tracer.read(timeout=0)
             rates.append(len(events) / (time.process_time() - started))
-            size = tracer._stream._source._ring.produced() / len(events)  # type: ignore[union-attr, attr-defined]
+            size = tracer._stream._state.position.buffer / len(events)  # type: ignore[union-attr]
             if len(events) != _EVENTS:
                 raise AssertionError(f"{len(events)} of {_EVENTS} events")
     yield Figure(f"events decoded a second, records of {size:.0f} bytes", rates, "events/s", 200_000, True)

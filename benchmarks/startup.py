@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from typing import Iterator
@@ -55,6 +56,9 @@ def run(programs: Programs, rounds: int) -> Iterator[Figure]:
 
 def start(prepare: str) -> tuple[float, float]:
     code = _START.format(prepare=prepare)
-    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
+    # With bytecode, as an installed package has it.
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
     seconds, resident = done.stdout.split()
     return float(seconds), float(resident)

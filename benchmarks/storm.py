@@ -16,17 +16,20 @@ _EACH = 10_000
 
 def run(programs: Programs, rounds: int) -> Iterator[Figure]:
     """Yield the storm's time traced over untraced, and what it cost whom."""
-    ratios, reader, calls = [], [], []
+    ratios, reader, calls, failed = [], [], [], []
     storm(programs)
     for _ in range(rounds):
         bare = storm(programs)
         traced, cpu = traced_storm(programs)
         ratios.append(traced / bare)
         reader.append(cpu * 1e6)
-        calls.append(system_calls(programs))
+        bare, traced, slowed = system_calls(programs)
+        calls.append(traced / bare)
+        failed.append(slowed - bare)
     yield Figure("storm of 2 processes, traced and drained / untraced", ratios, "x", 1.06)
     yield Figure("CPU time of the reader for an exec in it", reader, "us")
     yield Figure("getppid, traced / untraced", calls, "x", 1.03)
+    yield Figure("any system call, added by failed=True", failed, "ns")
     yield Figure(
         "BPF program for an exec, by bpf_stats", [kernel_time(programs) for _ in range(rounds)], "us", 3
     )
@@ -68,8 +71,8 @@ def traced_storm(programs: Programs) -> tuple[float, float]:
     return seconds, cpu / stats.delivered
 
 
-def system_calls(programs: Programs) -> float:
-    """Return the time of a system call with a tracer attached, over that without."""
+def system_calls(programs: Programs) -> tuple[float, float, float]:
+    """Return the ns of a system call: untraced, with a tracer attached, and with failed attempts."""
 
     def measure() -> float:
         return float(subprocess.run([programs("getppid")], stdout=subprocess.PIPE, check=True).stdout)
@@ -77,7 +80,9 @@ def system_calls(programs: Programs) -> float:
     bare = measure()
     with ExecTracer():
         traced = measure()
-    return traced / bare
+    with ExecTracer(failed=True):
+        slowed = measure()
+    return bare, traced, slowed
 
 
 def kernel_time(programs: Programs) -> float:
@@ -90,7 +95,7 @@ def kernel_time(programs: Programs) -> float:
             thread = threading.Thread(target=lambda: [None for _ in tracer.events()])
             thread.start()
             storm(programs)
-            image = tracer._stream._source._image  # type: ignore[union-attr, attr-defined]
+            image = tracer._stream._source._image  # type: ignore[union-attr]
             (fd,) = image.programs.values()
             lines = pathlib.Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines()
             info = dict(line.split(":\t") for line in lines)
