@@ -52,12 +52,13 @@ def traced_storm(programs: Programs) -> tuple[float, float]:
     with ExecTracer() as tracer:
         seen = 0
         cpu = 0.0
+        target = programs("nothing")
 
         def drain() -> None:
             nonlocal seen, cpu
             started = time.thread_time()
             for event in tracer.events():
-                seen += event.comm == "nothing"
+                seen += event.filename == target
             cpu = time.thread_time() - started
 
         thread = threading.Thread(target=drain)

@@ -73,7 +73,7 @@ class AsyncEvents(AsyncIterator[Any]):
             self._stream.claim(self)
         self._handed += 1
         if self._handed % _TURN == 0:
-            await _let_others_run()
+            await _sleep(0.0)
         while True:
             try:
                 return self._stream.pop()
@@ -88,12 +88,16 @@ async def fill(stream: Stream, deadline: Optional[float], barrier: bool = False)
     waiter, waited = object(), False
     stream.start_awaiting(waiter)
     try:
+        pause = 0.0 if barrier else stream.pause(deadline)
+        if pause > 0:
+            waited = True
+            await _sleep(pause)
         while True:
             late = deadline is not None and time.monotonic() >= deadline
             filled = stream.fill(time.monotonic(), barrier=barrier, waiter=waiter)
             if filled or late or stream.ended():
                 if not waited:
-                    await _let_others_run()
+                    await _sleep(0.0)  # let others run
                 return filled
             waited = True
             await _readable(stream, deadline)
@@ -101,11 +105,11 @@ async def fill(stream: Stream, deadline: Optional[float], barrier: bool = False)
         stream.end_awaiting()
 
 
-async def _let_others_run() -> None:
-    """Else a flood would keep every other task, timeouts and cancellation from the loop."""
+async def _sleep(seconds: float) -> None:
+    """Let others run: a flood must not keep other tasks, timeouts and cancellation from the loop."""
     import asyncio
 
-    await asyncio.sleep(0)
+    await asyncio.sleep(seconds)
 
 
 async def _readable(stream: Stream, deadline: Optional[float]) -> None:

@@ -29,6 +29,10 @@ FORKED = "this tracer belongs to the process that forked; make one here"
 _TWO = "another thread or task is reading from this tracer: one at a time, or a tracer for each"
 
 
+#: So many events in one batch say that there are more.
+_MANY = 1000
+
+
 class Consumer(Protocol):
     """An iteration; it has not ended as long as it lives and says so."""
 
@@ -94,6 +98,7 @@ class Stream:
         self._wake = _Wake(source.fileno())
         self._stopped = source.fileno() is None  # nothing more will come
         self._drained = False  # and all that came has been read
+        self._read_at = 0.0
         self._closing = False
         self._final: Optional[Stats] = None
         self.forked: bool = False
@@ -189,6 +194,10 @@ class Stream:
                 self._free()
 
     def _fill(self, deadline: Optional[float], barrier: bool) -> bool:
+        if not barrier and not self._stopped:
+            pause = self.pause(deadline)
+            if pause > 0:
+                self._wake.wait_stop(pause)
         while True:
             # Asked before the read: what came before the stop is read after it.
             stopped = self._stopped
@@ -220,6 +229,7 @@ class Stream:
             _add(state.filtered, batch.filtered),
             state.undecodable + batch.undecodable,
         )
+        self._read_at = time.monotonic() if len(batch.events) < _MANY else 0.0
         self._source.release(self._state.position)
 
     def _wait(self, deadline: Optional[float]) -> None:
@@ -248,6 +258,15 @@ class Stream:
 
     def _tell(self) -> None:
         self._wake.tell(bool(self._state.queue) or self._stopped)
+
+    def pause(self, deadline: Optional[float]) -> float:
+        """Return how many seconds to let events gather after the last read.
+
+        Else a reader that is done with one batch finds a handful, and then another: it
+        would never sleep. After a large batch there is none.
+        """
+        since = time.monotonic() - self._read_at
+        return max(0.0, self.latency(deadline) - since)
 
     def latency(self, deadline: Optional[float]) -> float:
         """Return how many seconds an event that has just come may wait, so that others join it."""

@@ -55,7 +55,11 @@ def test_a_hundred_closes_from_another_thread(programs: Programs) -> None:
     load = subprocess.Popen(["sh", "-c", f"while :; do {programs('nothing')}; done"])
     try:
         for cycle in range(100):
-            tracer = ExecTracer(Filter(comms={"nothing"}) if cycle % 2 else Filter(comms={"never"}))
+            tracer = ExecTracer(
+                Filter(comms={"nothing"}, descendants_of=os.getpid())
+                if cycle % 2
+                else Filter(comms={"never"})
+            )
             tracer.start()
             seen: list[object] = []
             consumer = threading.Thread(target=consume, args=(tracer, seen))
@@ -148,7 +152,7 @@ def test_the_descriptor_is_readable_exactly_when_there_is_something(programs: Pr
 def test_in_a_forked_child_it_is_closed_and_the_parent_goes_on(programs: Programs) -> None:
     nothing = programs("nothing").encode()
     before = set(open_files())
-    with ExecTracer(Filter(comms={"nothing"})) as tracer:
+    with ExecTracer(Filter(comms={"nothing"}, descendants_of=os.getpid())) as tracer:
         mine = set(open_files()) - before
         read, write = os.pipe()
         child = os.fork()
@@ -178,7 +182,7 @@ def test_a_child_that_exits_normally_does_not_end_the_parents_stream(programs: P
     code = (
         "import os, sys\n"
         "from execwatch import ExecTracer, Filter\n"
-        "with ExecTracer(Filter(comms={'nothing'})) as tracer:\n"
+        "with ExecTracer(Filter(comms={'nothing'}, descendants_of=os.getpid())) as tracer:\n"
         "    if os.fork() == 0:\n"
         "        sys.exit()\n"
         "    os.wait()\n"
@@ -193,7 +197,7 @@ def test_a_child_that_exits_normally_does_not_end_the_parents_stream(programs: P
 
 def test_async_for_in_a_running_loop(programs: Programs) -> None:
     async def main() -> list[str]:
-        async with ExecTracer(Filter(comms={"nothing"})) as tracer:
+        async with ExecTracer(Filter(comms={"nothing"}, descendants_of=os.getpid())) as tracer:
             for number in range(COUNT):
                 process = await asyncio.create_subprocess_exec(programs("nothing"), str(number))
                 await process.wait()
@@ -210,7 +214,7 @@ def test_async_for_in_a_running_loop(programs: Programs) -> None:
 
 def test_a_cancelled_task_loses_nothing(programs: Programs) -> None:
     async def main() -> list[str]:
-        tracer = ExecTracer(Filter(comms={"nothing"}))
+        tracer = ExecTracer(Filter(comms={"nothing"}, descendants_of=os.getpid()))
         tracer.start()
         numbers: list[str] = []
 
