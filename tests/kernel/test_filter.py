@@ -13,6 +13,7 @@ from typing import Callable
 import pytest
 
 from execwatch import ExecEvent, ExecTracer, Filter, Matcher
+from execwatch.kernel import setup
 
 from .conftest import COUNT, EMULATED, until
 from .test_exec import execute, held
@@ -229,3 +230,18 @@ def test_forks_in_threads_of_members_are_followed(programs: Programs) -> None:
         thread.join(60)
         numbers = sorted(int(event.argv[1]) for event in tracer.read(timeout=0))
     assert numbers == list(range(COUNT))
+
+
+def test_a_full_tree_is_told(programs: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three processes have room: this one, a shell and its child. That others have none is told."""
+    monkeypatch.setattr(setup, "_pid_limit", lambda: 3)
+    nothing = programs("nothing")
+    with ExecTracer(Filter(descendants_of=os.getpid())) as tracer:
+        subprocess.run(["sh", "-c", f"{nothing} one; :"], check=True)
+        assert tracer.stats().subtree_full == 0
+        nested = f"sh -c 'sh -c \"{nothing} deep; :\"; :'"
+        subprocess.run(["sh", "-c", f"{nested}; :"], check=True)
+        stats = tracer.stats()
+        words = [event.argv[-1] for event in tracer.read(timeout=0) if event.argv[0] == nothing]
+    assert stats.subtree_full > 0
+    assert words == ["one"]
