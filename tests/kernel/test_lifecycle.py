@@ -92,12 +92,20 @@ def test_events_wait_out_the_latency_together(programs: Programs, tracer_buffer:
     if tracer_buffer == "perf":
         pytest.skip("KERNEL: a perf buffer is looked at by a timer, whoever came first")
     nothing = programs("nothing").encode()
-    with ExecTracer(mine(), latency=0.5) as tracer:
-        started = time.monotonic()
-        for _ in range(COUNT):
-            execute([nothing])
-        assert time.monotonic() - started < 0.4, "the machine is too slow for this test"
-        assert len(tracer.read(timeout=10)) == COUNT
+    latency = 1.0
+    with ExecTracer(mine(), latency=latency) as tracer:
+        for _ in range(10):
+            started = time.monotonic()
+            for _ in range(COUNT):
+                execute([nothing])
+            in_time = time.monotonic() - started < latency / 2
+            events = tracer.read(timeout=10)
+            if in_time:
+                break
+            events += tracer.read(timeout=0)  # a slow moment of the machine: once more
+            assert len(events) == COUNT
+        assert len(events) == COUNT
+        assert in_time, "never"
 
 
 def test_a_timeout_bounds_the_whole_call(programs: Programs) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from execwatch import ExecEvent, ExecTracer, ExitEvent, Filter, ForkEvent, LostEvents
 
-from .conftest import COUNT
+from .conftest import COUNT, until
 from .test_exec import execute, held
 
 Programs = Callable[[str], str]
@@ -134,13 +134,20 @@ def execute_pid(path: bytes) -> int:
     return pid
 
 
-def test_a_subtree_with_its_forks_and_exits_is_whole(programs: Programs) -> None:
+def test_a_subtree_with_its_forks_and_exits_is_whole(programs: Programs, tracer_probe: str) -> None:
     """Every process of the tree has a fork, an exit, and its true parent."""
     nothing = programs("nothing")
     script = f"for i in 1 2 3 4 5 6 7; do ({nothing}; {nothing} | {nothing}) & done; wait"
     with ExecTracer(Filter(descendants_of=os.getpid()), forks=True, exits=True) as tracer:
         subprocess.run(["sh", "-c", script], check=True)
         events = tracer.read(timeout=0)
+        execs = [event for event in events if isinstance(event, ExecEvent)]
+        if tracer_probe == "kprobe":
+            # A kretprobe follows so many calls at once; what it missed is counted, a moment later.
+            until(lambda: len(execs) + tracer.stats().exec.lost == 22, "each exec to be seen or lost")
+        else:
+            assert len(execs) == 22
+            assert tracer.stats().lost == 0
     forks = {event.process_key: event for event in events if isinstance(event, ForkEvent)}
     exits = {event.process_key for event in events if isinstance(event, ExitEvent)}
     assert set(forks) == exits
@@ -149,8 +156,6 @@ def test_a_subtree_with_its_forks_and_exits_is_whole(programs: Programs) -> None
         assert isinstance(event, (ForkEvent, ExecEvent, ExitEvent))
         if event.ppid != os.getpid():
             assert event.parent_key in forks
-    executed = [event for event in events if isinstance(event, ExecEvent) and event.comm == "nothing"]
-    assert len(executed) == 21
 
 
 def test_forks_and_exits_do_not_starve_execs(programs: Programs, tracer_buffer: str) -> None:
