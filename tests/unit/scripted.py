@@ -106,6 +106,12 @@ class ScriptedSource:
         if self.closes:
             self.misuse.append("read after close")
         self._inside = True
+        try:
+            return self._read(position, barrier)
+        finally:  # also where Ctrl-C comes in here
+            self._inside = False
+
+    def _read(self, position: Position, barrier: bool) -> Batch:
         self.reads.append((position, barrier))
         records = self.events[position.index :]
         if self._batch and not barrier:
@@ -117,7 +123,6 @@ class ScriptedSource:
             count([e for e in records if e is not None and self._drop(e)]),
             records.count(None),
         )
-        self._inside = False
         if not records:
             self.idle.set()
         return batch
