@@ -322,7 +322,9 @@ def _load_and_attach() -> None:
         argv_size=1,
         latency=0.0,
     )
-    source.open_source(images.load("exec"), None, options, lost=False).close()
+    source.open_source(
+        lambda defines: images.load("exec", defines=defines), None, options, lost=False
+    ).close()
 
 
 def _need_bcc(shipped: bool) -> Tuple[Problem, ...]:

@@ -483,7 +483,7 @@ def _open_kernel(filter: Optional[Filter], *, lost: bool, buffer_size: int, **op
     from execwatch.kernel import setup, source
 
     return source.open_source(
-        images.load("exec"),
+        lambda defines: images.load("exec", defines=defines),
         filter.resolved() if filter else None,
         setup.Options(buffer_size=setup.ring_size(buffer_size), **options),
         lost=lost,

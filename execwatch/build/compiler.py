@@ -8,7 +8,7 @@ import os
 import struct
 import subprocess
 import sys
-from typing import Any, Dict, List, Mapping, Tuple
+from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
 from execwatch.build import bcc
 from execwatch.build._child import EXIT_NO_BCC
@@ -26,7 +26,12 @@ _Relocations = Tuple[Tuple[int, str], ...]
 
 
 def compile_image(
-    source: str, *, include_dir: str = FOLDER, bcc_folder: str = "", timeout: float = 60.0
+    source: str,
+    *,
+    include_dir: str = FOLDER,
+    bcc_folder: str = "",
+    defines: Sequence[str] = (),
+    timeout: float = 60.0,
 ) -> ProgramImage:
     """Compile a program with BCC.
 
@@ -38,6 +43,7 @@ def compile_image(
             follows from their names: see :class:`~execwatch.kernel.image.Program`.
         include_dir: Where ``#include "..."`` looks.
         bcc_folder: The folder that holds BCC's package; found, if not given.
+        defines: Macros, each as ``NAME=VALUE``.
         timeout: Seconds that BCC may take.
 
     Raises:
@@ -45,7 +51,9 @@ def compile_image(
         CompileError: BCC refused the source, crashed, or took too long.
         PrivilegeError: BCC may not create maps.
     """
-    found = _run_bcc(source, include_dir, bcc_folder or bcc.require(), timeout)
+    options = (*OPTIONS, *(f"-D{define}" for define in defines))
+    cflags = [f"-I{include_dir}", *options]
+    found = _run_bcc(source, cflags, bcc_folder or bcc.require(), timeout)
     names = {entry.pop("fd"): entry["name"] for entry in found["maps"]}
     return ProgramImage(
         programs=tuple(_program(name, code, names) for name, code in sorted(found["programs"].items())),
@@ -53,7 +61,7 @@ def compile_image(
         license=found["license"],
         source_hash=digest(source, folder=include_dir),
         compiler=f"BCC {found['bcc']}, LLVM {found['clang'] or '(unknown)'}",
-        options=OPTIONS,
+        options=options,
     )
 
 
@@ -100,9 +108,8 @@ def _map(entry: Dict[str, Any]) -> MapDefinition:
     return MapDefinition(**entry)
 
 
-def _run_bcc(source: str, include_dir: str, folder: str, timeout: float) -> Dict[str, Any]:
+def _run_bcc(source: str, cflags: List[str], folder: str, timeout: float) -> Dict[str, Any]:
     _check_headers()
-    cflags = [f"-I{include_dir}", *OPTIONS]
     with open(os.memfd_create("execwatch-image"), "r+b") as result:
         # -I -S -B: nothing of the environment, no site, and no bytecode written beside BCC.
         command = [sys.executable, "-I", "-S", "-B", _CHILD, str(result.fileno()), folder, *cflags]

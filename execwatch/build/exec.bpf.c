@@ -948,26 +948,18 @@ INLINE int on_return(void *ctx, bool nested)
     return 0;
 }
 
-/* ---- Programs: two of each, see visible_pid ---------------------------------------- */
+/* ---- Programs: two of each, see visible_pid ----------------------------------------
+ *
+ * All of them are in the shipped image. Where BCC has to compile on a machine, it takes
+ * a tenth of a second for each, so only those are compiled that the tracer wants:
+ * NESTED, KPROBE, PROCESSES and FAILED are defined as 0 or 1 then. */
 
-RAW_TRACEPOINT_PROBE(sched_process_exec)
-{
-    return on_exec(ctx, false);
-}
-
-RAW_TRACEPOINT_PROBE(sched_process_exec__nested)
-{
-    return on_exec(ctx, true);
-}
+#if !defined(NESTED) || NESTED == 0
+#if !defined(PROCESSES) || PROCESSES
 
 RAW_TRACEPOINT_PROBE(sched_process_fork)
 {
     return on_fork(ctx, false);
-}
-
-RAW_TRACEPOINT_PROBE(sched_process_fork__nested)
-{
-    return on_fork(ctx, true);
 }
 
 RAW_TRACEPOINT_PROBE(sched_process_exit)
@@ -975,30 +967,30 @@ RAW_TRACEPOINT_PROBE(sched_process_exit)
     return on_exit(ctx, false);
 }
 
-RAW_TRACEPOINT_PROBE(sched_process_exit__nested)
-{
-    return on_exit(ctx, true);
-}
-
 RAW_TRACEPOINT_PROBE(sched_process_exit__group_dead)
 {
     return on_exit_group_dead(ctx, false);
 }
 
-RAW_TRACEPOINT_PROBE(sched_process_exit__group_dead_nested)
+#endif
+#if !defined(KPROBE) || KPROBE == 0
+
+RAW_TRACEPOINT_PROBE(sched_process_exec)
 {
-    return on_exit_group_dead(ctx, true);
+    return on_exec(ctx, false);
 }
+
+#if !defined(FAILED) || FAILED
 
 RAW_TRACEPOINT_PROBE(sys_exit)
 {
     return on_sys_exit(ctx, false);
 }
 
-RAW_TRACEPOINT_PROBE(sys_exit__nested)
-{
-    return on_sys_exit(ctx, true);
-}
+#endif
+
+#endif
+#if !defined(KPROBE) || KPROBE == 1
 
 int kprobe__execve(void *ctx)
 {
@@ -1025,6 +1017,47 @@ int kretprobe__exec(void *ctx)
     return on_return(ctx, false);
 }
 
+#endif
+#endif
+
+#if !defined(NESTED) || NESTED == 1
+#if !defined(PROCESSES) || PROCESSES
+
+RAW_TRACEPOINT_PROBE(sched_process_fork__nested)
+{
+    return on_fork(ctx, true);
+}
+
+RAW_TRACEPOINT_PROBE(sched_process_exit__nested)
+{
+    return on_exit(ctx, true);
+}
+
+RAW_TRACEPOINT_PROBE(sched_process_exit__group_dead_nested)
+{
+    return on_exit_group_dead(ctx, true);
+}
+
+#endif
+#if !defined(KPROBE) || KPROBE == 0
+
+RAW_TRACEPOINT_PROBE(sched_process_exec__nested)
+{
+    return on_exec(ctx, true);
+}
+
+#if !defined(FAILED) || FAILED
+
+RAW_TRACEPOINT_PROBE(sys_exit__nested)
+{
+    return on_sys_exit(ctx, true);
+}
+
+#endif
+
+#endif
+#if !defined(KPROBE) || KPROBE == 1
+
 int kprobe__execve__nested(void *ctx)
 {
     return on_entry(ctx, false, false, true);
@@ -1050,6 +1083,11 @@ int kretprobe__exec__nested(void *ctx)
     return on_return(ctx, true);
 }
 
+#endif
+#endif
+
+#if !defined(KPROBE) || KPROBE == 1
+
 int kprobe__begin_new_exec(void *ctx)
 {
     return on_begin_new_exec(ctx);
@@ -1063,3 +1101,5 @@ int kprobe__kernel_execve(void *ctx)
     call.tid = bpf_get_current_pid_tgid();
     return enter(&call);
 }
+
+#endif

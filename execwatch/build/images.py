@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-from typing import Any, Optional
+from typing import Any, Optional, Tuple
 
 from execwatch.build import source
 from execwatch.kernel import cache
@@ -13,12 +13,18 @@ from execwatch.kernel.image import FORMAT, ProgramImage
 
 
 def load(
-    name: str = "exec", *, folder: str = source.FOLDER, cache_directory: Optional[str] = None
+    name: str = "exec",
+    *,
+    defines: Tuple[str, ...] = (),
+    folder: str = source.FOLDER,
+    cache_directory: Optional[str] = None,
 ) -> ProgramImage:
     """Return the image of a program.
 
     Args:
         name: The program's source is ``name.bpf.c`` in ``folder``.
+        defines: Macros that leave out programs which are not wanted, where it has to be
+            compiled: the shipped image has them all.
         folder: Holds the source, its headers, and shipped images in ``shipped/``.
         cache_directory: Instead of the user's.
 
@@ -30,7 +36,7 @@ def load(
     text = source.read(name, folder=folder)
     source_hash = source.digest(text, folder=folder)
     image = _shipped(name, folder, source_hash)
-    return image or _cached_or_compiled(name, text, folder, source_hash, cache_directory)
+    return image or _cached_or_compiled(name, text, defines, folder, source_hash, cache_directory)
 
 
 def shipped_path(name: str, *, folder: str = source.FOLDER) -> str:
@@ -55,12 +61,17 @@ def _shipped(name: str, folder: str, source_hash: str) -> Optional[ProgramImage]
 
 
 def _cached_or_compiled(
-    name: str, text: str, folder: str, source_hash: str, directory: Optional[str]
+    name: str,
+    text: str,
+    defines: Tuple[str, ...],
+    folder: str,
+    source_hash: str,
+    directory: Optional[str],
 ) -> ProgramImage:
     from execwatch.build import bcc  # nothing of this is needed where the shipped image fits
 
     bcc_folder = bcc.require()
-    key = f"image-{name}-{_key(source_hash, bcc_folder, bcc.version(bcc_folder))}"
+    key = f"image-{name}-{_key(source_hash, defines, bcc_folder, bcc.version(bcc_folder))}"
     image = _cached(key, source_hash, directory)
     if image:
         return image
@@ -68,7 +79,7 @@ def _cached_or_compiled(
     from execwatch.build.compiler import compile_image
 
     _log("info", "compiling %s with the BCC in %s", name, bcc_folder)
-    image = compile_image(text, include_dir=folder, bcc_folder=bcc_folder)
+    image = compile_image(text, include_dir=folder, bcc_folder=bcc_folder, defines=defines)
     cache.write(key, image.to_json().encode(), directory=directory)
     return image
 
@@ -87,12 +98,12 @@ def _cached(key: str, source_hash: str, directory: Optional[str]) -> Optional[Pr
     return image
 
 
-def _key(source_hash: str, bcc_folder: str, bcc_version: Optional[str]) -> str:
+def _key(source_hash: str, defines: Tuple[str, ...], bcc_folder: str, bcc_version: Optional[str]) -> str:
     # The source's hash covers the options. A distribution changes its package without
     # changing the version of BCC, so the file's identity counts too.
     package = os.stat(os.path.join(bcc_folder, "bcc", "libbcc.py"))
     identity = (package.st_dev, package.st_ino, package.st_size, package.st_mtime_ns)
-    parts = (FORMAT, source_hash, platform.machine(), bcc_folder, bcc_version, identity)
+    parts = (FORMAT, source_hash, defines, platform.machine(), bcc_folder, bcc_version, identity)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 

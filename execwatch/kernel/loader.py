@@ -32,7 +32,8 @@ class LoadedImage:
     def __init__(self, image: ProgramImage, programs: Iterable[str], max_entries: Mapping[str, int]) -> None:
         self.maps: Dict[str, int] = {}
         self.programs: Dict[str, int] = {}
-        chosen = [p for p in image.programs if p.name in set(programs)]
+        present = {program.name: program for program in image.programs}
+        chosen = [present[name] for name in programs]
         used = {name for p in chosen for _, name in p.relocations}
         try:
             for m in image.maps:

@@ -119,6 +119,17 @@ def _kinds(options: Options) -> Tuple[str, ...]:
     return tuple(kind for kind, wanted in asked.items() if wanted)
 
 
+def defines(options: Options, tree: bool) -> Tuple[str, ...]:
+    """Return the macros that leave in exec.bpf.c only what :func:`plan` chooses."""
+    wanted = {
+        "NESTED": bool(probes.pid_namespace()),
+        "KPROBE": options.probe == "kprobe",
+        "PROCESSES": options.forks or options.exits or tree,
+        "FAILED": options.failed,
+    }
+    return tuple(f"{name}={int(value)}" for name, value in wanted.items())
+
+
 _Chosen = List[Tuple[str, str, Tuple[str, ...]]]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
-from typing import Any, Dict, List, NamedTuple, Optional, Union
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Union
 
 import attrs
 
@@ -255,18 +255,29 @@ class KernelSource:
         self._image.close()
 
 
+#: Returns the image, given what may be left out of it.
+LoadImage = Callable[[Tuple[str, ...]], ProgramImage]
+
+
 def open_source(
-    image: ProgramImage, filter: Optional[Filter], options: setup.Options, *, lost: bool
+    load_image: LoadImage, filter: Optional[Filter], options: setup.Options, *, lost: bool
 ) -> KernelSource:
     """Return the source; with ``probe="auto"`` by kprobes where the kernel has no tracepoint."""
+
+    def open_with(probe: str) -> KernelSource:
+        chosen = attrs.evolve(options, probe=probe)
+        tree = bool(filtering.compile_filter(filter).roots)
+        image = load_image(setup.defines(chosen, tree))
+        return KernelSource(image, filter, chosen, lost=lost)
+
     if options.probe != "auto":
-        return KernelSource(image, filter, options, lost=lost)
+        return open_with(options.probe)
     try:
-        return KernelSource(image, filter, attrs.evolve(options, probe="tracepoint"), lost=lost)
+        return open_with("tracepoint")
     except NotSupportedError as exc:
         if not exc.feature.startswith("tracepoint"):
             raise
-        return KernelSource(image, filter, attrs.evolve(options, probe="kprobe"), lost=lost)
+        return open_with("kprobe")
 
 
 def _log_undecodable(exc: ValueError) -> None:

@@ -14,7 +14,7 @@ import sys
 import textwrap
 import threading
 from pathlib import Path
-from typing import Callable, List
+from typing import Any, Callable, List
 
 import attr
 import pytest
@@ -116,9 +116,9 @@ def compiles(monkeypatch: pytest.MonkeyPatch) -> List[str]:
     """Grows by one with each compilation."""
     texts: List[str] = []
 
-    def count(text: str, *, include_dir: str, bcc_folder: str) -> ProgramImage:
+    def count(text: str, **options: Any) -> ProgramImage:
         texts.append(text)
-        return compile_image(text, include_dir=include_dir, bcc_folder=bcc_folder)
+        return compile_image(text, **options)
 
     monkeypatch.setattr(compiler, "compile_image", count)
     return texts
@@ -147,6 +147,13 @@ class TestImage:
         assert image.source_hash == source.digest(SAMPLE, folder=str(folder))
         assert image.compiler.startswith("BCC ")
         assert "unknown" not in image.compiler
+
+    def test_what_is_left_out_by_a_macro_is_not_in_it(self) -> None:
+        text = source.read("exec")
+        defines = ("NESTED=0", "KPROBE=0", "PROCESSES=0", "FAILED=0")
+        image = compile_image(text, defines=defines)
+        assert [program.name for program in image.programs] == ["raw_tracepoint__sched_process_exec"]
+        assert image.options[-4:] == tuple(f"-D{define}" for define in defines)
 
     def test_relocations_stand_where_maps_are_used(self, folder: Path) -> None:
         on_exec, on_exit = compile_sample(folder).programs
