@@ -24,17 +24,22 @@ by hand. Skipped tests are those of a feature that the buffer or kernel lacks; e
 
 Row = tuple[str, ...]
 
+FACTS = ("kernel", "place", "python", "bcc", "probe", "buffer")
+
 
 def rows(records: Iterable[dict[str, Any]]) -> dict[Row, Counter[str]]:
-    """Count the outcomes in each cell; what needs no probe and no buffer is not counted."""
-    cells: dict[Row, Counter[str]] = {}
+    """Count the outcomes in each cell: of each test the last one, where it was run again.
+
+    What needs no probe and no buffer is not counted.
+    """
+    last: dict[tuple[Row, str], str] = {}
     for record in records:
-        if record["kind"] != "test" or not record.get("probe"):
-            continue
-        facts = (
-            record.get(name) or "none" for name in ("kernel", "place", "python", "bcc", "probe", "buffer")
-        )
-        cells.setdefault(tuple(facts), Counter())[record["outcome"]] += 1
+        if record["kind"] == "test" and record.get("probe"):
+            facts = tuple(record.get(name) or "none" for name in FACTS)
+            last[facts, record["test"]] = record["outcome"]
+    cells: dict[Row, Counter[str]] = {}
+    for (facts, _), outcome in last.items():
+        cells.setdefault(facts, Counter())[outcome] += 1
     return cells
 
 

@@ -35,7 +35,7 @@ import results
 
 HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parent.parent
-DEFAULT_TREES = ("bullseye", "bookworm", "trixie", "plain")
+DEFAULT_TREES = ("bullseye", "bookworm", "trixie")
 TESTS = """\
 python3 -m venv /tmp/venv
 /tmp/venv/bin/python -m pip install -q --upgrade pip
