@@ -468,12 +468,12 @@ INLINE void emit_with_argv(void *ctx, struct kind *k, void *task, u64 at)
     const char *start;
     u64 size = argv_of(k->cfg, r, task, &start);
 
-    if (size > ARGV_SIZE_MAX) {
+#if !defined(LARGE) || LARGE
+    if (size > ARGV_SIZE_MAX)
         emit_large(k->cfg, k->count, k->s, start, size, at);
-    } else {
-        at = append_argv(k->s, start, size, at);
-        emit(ctx, k->cfg, k->count, k->s, at);
-    }
+    else
+#endif
+        emit(ctx, k->cfg, k->count, k->s, append_argv(k->s, start, size, at));
     if (r->flags & FLAG_ARGV_UNREADABLE)
         k->count->argv_unreadable++;
     if (r->flags & FLAG_ARGV_TRUNCATED)
@@ -952,7 +952,7 @@ INLINE int on_return(void *ctx, bool nested)
  *
  * All of them are in the shipped image. Where BCC has to compile on a machine, it takes
  * a tenth of a second for each, so only those are compiled that the tracer wants:
- * NESTED, KPROBE, PROCESSES and FAILED are defined as 0 or 1 then. */
+ * NESTED, KPROBE, PROCESSES, FAILED and LARGE are defined as 0 or 1 then. */
 
 #if !defined(NESTED) || NESTED == 0
 #if !defined(PROCESSES) || PROCESSES

@@ -126,6 +126,7 @@ def defines(options: Options, tree: bool) -> Tuple[str, ...]:
         "KPROBE": options.probe == "kprobe",
         "PROCESSES": options.forks or options.exits or tree,
         "FAILED": options.failed,
+        "LARGE": options.argv_size > wire.LIMITS["ARGV_SIZE_MAX"],
     }
     return tuple(f"{name}={int(value)}" for name, value in wanted.items())
 
