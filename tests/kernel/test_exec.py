@@ -289,4 +289,4 @@ def test_a_tracer_in_a_time_namespace_has_its_times(programs: Programs) -> None:
     if not os.path.exists("/proc/self/ns/time"):
         skip(Reason.KERNEL, "CONFIG_TIME_NS")
     done = subprocess.run(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True)
-    assert done.stdout.removeprefix("R").split() == ["1", "True"]  # the held program's R, and ours
+    assert done.stdout.replace("R", "").split() == ["1", "True"]  # without what the held program says
