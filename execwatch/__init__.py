@@ -14,8 +14,11 @@ from execwatch.errors import NotSupportedError as NotSupportedError
 from execwatch.errors import PrivilegeError as PrivilegeError
 from execwatch.errors import RecordingError as RecordingError
 from execwatch.errors import StateError as StateError
+from execwatch.events import Container as Container
+from execwatch.events import Credentials as Credentials
 from execwatch.events import Event as Event
 from execwatch.events import ExecEvent as ExecEvent
+from execwatch.events import Executable as Executable
 from execwatch.events import ExitEvent as ExitEvent
 from execwatch.events import FailedExecEvent as FailedExecEvent
 from execwatch.events import ForkEvent as ForkEvent
@@ -24,6 +27,7 @@ from execwatch.events import LostCounts as LostCounts
 from execwatch.events import LostEvents as LostEvents
 from execwatch.events import Namespaces as Namespaces
 from execwatch.events import ProcessEvent as ProcessEvent
+from execwatch.events import Session as Session
 from execwatch.events import Stats as Stats
 from execwatch.events import event_from_dict as event_from_dict
 from execwatch.filters import Filter as Filter

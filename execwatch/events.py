@@ -49,8 +49,8 @@ class Event:
         """Return the event as JSON types, with ``kind``.
 
         Bytes that are not UTF-8 show as U+FFFD, and the true ones stand in
-        ``raw``: ``{field: base64}``, or a list of them for a tuple of strings
-        (null where an element has no such bytes).
+        ``raw``: ``{field: base64}``; for a tuple a list of them, null where an
+        element has no such bytes; for a nested value an object.
         """
         data: dict[str, Any] = {"kind": self.kind}
         raw: dict[str, Any] = {}
@@ -69,11 +69,145 @@ class Event:
 class Namespaces:
     """Ids of a process's namespaces: the inode numbers that /proc/PID/ns shows, see namespaces(7).
 
+    All of them where an exec captured ``"namespaces"``, else ``mnt`` alone.
+
     Attributes:
         mnt: Mount namespace.
+        pid: Process id namespace.
+        net: Network namespace.
+        uts: Namespace of host and domain name.
+        ipc: Namespace of System V IPC and POSIX message queues.
+        cgroup: Cgroup namespace.
+        user: User namespace.
+        time: Time namespace (since Linux 5.6).
+        vpid: The process id in its own pid namespace, the innermost one.
     """
 
     mnt: Optional[int] = None
+    pid: Optional[int] = None
+    net: Optional[int] = None
+    uts: Optional[int] = None
+    ipc: Optional[int] = None
+    cgroup: Optional[int] = None
+    user: Optional[int] = None
+    time: Optional[int] = None
+    vpid: Optional[int] = None
+
+
+@final
+@attrs.frozen(kw_only=True, weakref_slot=False)
+class Credentials:
+    """Whose rights a program runs with, see credentials(7) and capabilities(7).
+
+    Ids are those of the initial user namespace. Capability sets are bit masks:
+    ``mask >> 21 & 1`` is CAP_SYS_ADMIN.
+
+    Attributes:
+        uid, gid: Real ids.
+        euid, egid: Effective ids.
+        suid, sgid: Saved ids.
+        fsuid, fsgid: File-system ids.
+        cap_effective, cap_permitted, cap_inheritable, cap_ambient: Capability sets.
+        loginuid: Audit login uid: who logged in, kept through su and sudo; None where
+            it was never set, or by a kernel without CONFIG_AUDIT.
+        sessionid: Audit session id; None likewise.
+        setuid: The file's set-user-ID bit took effect in this exec.
+        setgid: Its set-group-ID bit did.
+        file_capabilities: Capabilities of the file (setcap(8)) took effect in this exec;
+            None where the kernel's record does not tell it from something else: a
+            file with a set-ID bit too, or a process in another user namespace.
+        secureexec: The kernel told the program not to trust its environment (AT_SECURE,
+            getauxval(3)): one of the above, or a security module wanted it.
+    """
+
+    uid: int
+    gid: int
+    euid: int
+    egid: int
+    suid: int
+    sgid: int
+    fsuid: int
+    fsgid: int
+    cap_effective: int
+    cap_permitted: int
+    cap_inheritable: int
+    cap_ambient: Optional[int] = None
+    loginuid: Optional[int] = None
+    sessionid: Optional[int] = None
+    setuid: bool = False
+    setgid: bool = False
+    file_capabilities: Optional[bool] = False
+    secureexec: Optional[bool] = False
+
+
+@final
+@attrs.frozen(kw_only=True, weakref_slot=False)
+class Session:
+    """The session and job that a process belongs to, see credentials(7).
+
+    Attributes:
+        sid: Session id: the pid of its leader, in the tracer's pid namespace; None where
+            it is not visible there.
+        pgid: Process group id, likewise.
+        tty_major, tty_minor: Device number of the controlling terminal; None where it has none.
+    """
+
+    sid: Optional[int] = None
+    pgid: Optional[int] = None
+    tty_major: Optional[int] = None
+    tty_minor: Optional[int] = None
+
+
+@final
+@attrs.frozen(kw_only=True, weakref_slot=False)
+class Executable:
+    """The file whose code runs: for a script its interpreter's.
+
+    Attributes:
+        path: Absolute, as the kernel resolved it: through symbolic links, mounts and
+            overlays, up to the root of the process's mount namespace (not of its
+            chroot). None where it is longer than 4 KiB or deeper than 48 directories.
+            ``/memfd:NAME`` for a memfd.
+        inode: Inode number.
+        device: Number of the device that the file system is on, as :func:`os.makedev`
+            makes it. Not what stat(2) tells on btrfs, which makes up others.
+        mode: Type and permissions, as in ``st_mode``.
+        size: In bytes.
+        ctime_ns: When the inode last changed, Unix time.
+        memfd: It has never had a name in a file system: memfd_create(2).
+        deleted: It has no name any more.
+    """
+
+    path: Optional[str] = None
+    inode: Optional[int] = None
+    device: Optional[int] = None
+    mode: Optional[int] = None
+    size: Optional[int] = None
+    ctime_ns: Optional[int] = None
+    memfd: bool = False
+    deleted: bool = False
+
+
+@final
+@attrs.frozen(kw_only=True, weakref_slot=False)
+class Container:
+    """The container that a process runs in, as its cgroup's path tells.
+
+    Attributes:
+        id: The container's id, whole.
+        runtime: ``"docker"``, ``"containerd"``, ``"cri-o"``, ``"podman"`` and so on; None where
+            the path doesn't tell.
+        pod_uid: Uid of the Kubernetes pod.
+        injected: Put into a container that was running (``docker exec``, ``runc exec``,
+            nsenter(1)), or started by such a process; False: the container's own. None where
+            it shares the pid namespace of what started it. A process whose injected
+            ancestors have ended counts as the container's own.
+    """
+
+    id: str
+    runtime: Optional[str] = None
+    pod_uid: Optional[str] = None
+    injected: Optional[bool] = None
 
 
 @attrs.frozen(kw_only=True, weakref_slot=False)
@@ -95,6 +229,9 @@ class ProcessEvent(Event):
         start_boottime_ns: When the process (not the program) started.
         cgroup_id: Id (inode number) of its cgroup: cgroup v2, or the memory (else
             pids) hierarchy of v1 where that is in use.
+        cgroup_path: Its path from the root of that hierarchy, whatever cgroup namespace
+            anybody is in; captured with ``"container"``.
+        container: The container it runs in; None on the host. Captured with ``"container"``.
         namespaces: Ids of its namespaces.
     """
 
@@ -112,6 +249,8 @@ class ProcessEvent(Event):
     gid: Optional[int] = None
     start_boottime_ns: Optional[int] = None
     cgroup_id: Optional[int] = None
+    cgroup_path: Optional[str] = None
+    container: Optional[Container] = None
     namespaces: Optional[Namespaces] = None
 
 
@@ -135,6 +274,17 @@ class ExecEvent(ProcessEvent):
         retval: 0.
         filename: The path as it was passed to the kernel, perhaps relative. Not to be trusted.
         interp: The program that the kernel loaded: for a script its interpreter, else ``filename``.
+
+    And those that ``ExecTracer(capture=..., env=...)`` asks for, else None:
+
+    Attributes:
+        creds: Whose rights it runs with.
+        session: Session, process group, controlling terminal.
+        exe: The file whose code runs.
+        cwd: Working directory: absolute, up to the root of the mount namespace.
+        env: The environment as pairs of name and value, in order; where names were
+            asked for, those of them that are there.
+        env_status: As ``argv_status``; up to 16 KiB are read.
     """
 
     kind: ClassVar[Literal["exec"]] = "exec"
@@ -146,6 +296,12 @@ class ExecEvent(ProcessEvent):
     retval: int = 0
     filename: Optional[str] = None
     interp: Optional[str] = None
+    creds: Optional[Credentials] = None
+    session: Optional[Session] = None
+    exe: Optional[Executable] = None
+    cwd: Optional[str] = None
+    env: Optional[Tuple[Tuple[str, str], ...]] = None
+    env_status: Optional[ArgvStatus] = None
 
     @property
     def command_line(self) -> str:
@@ -370,7 +526,14 @@ KINDS: Mapping[str, Type[AnyEvent]] = {
     cls.kind: cls for cls in (ExecEvent, FailedExecEvent, ForkEvent, ExitEvent, LostEvents)
 }
 
-_VALUES: Mapping[str, Type[Any]] = {"namespaces": Namespaces}
+#: The class of each field that holds a value of several.
+_VALUES: Mapping[str, Type[Any]] = {
+    "namespaces": Namespaces,
+    "creds": Credentials,
+    "session": Session,
+    "exe": Executable,
+    "container": Container,
+}
 
 
 def event_from_dict(data: Mapping[str, Any]) -> AnyEvent:
@@ -408,7 +571,9 @@ def _to_json(value: Any) -> Tuple[Any, Any]:
         lost = [raw for _, raw in pairs]
         return [item for item, _ in pairs], (lost if any(raw is not None for raw in lost) else None)
     if attrs.has(type(value)):
-        return {name: getattr(value, name) for name in _field_names(type(value))}, None
+        fields = {name: _to_json(getattr(value, name)) for name in _field_names(type(value))}
+        true = {name: raw for name, (_, raw) in fields.items() if raw is not None}
+        return {name: item for name, (item, _) in fields.items()}, true or None
     return value, None
 
 
@@ -430,8 +595,9 @@ def _from_json(name: str, value: Any, raw: Any) -> Any:
             raise ValueError(f"raw: {len(raws)} elements beside the {len(value)} of {name}")
         return tuple(_from_json(name, item, r) for item, r in zip(value, raws))
     if isinstance(value, dict):
-        cls = _VALUES[name]
-        return cls(**{k: v for k, v in value.items() if k in _field_names(cls)})
+        cls, raws = _VALUES[name], raw or {}
+        known = _field_names(cls)
+        return cls(**{k: _from_json(k, v, raws.get(k)) for k, v in value.items() if k in known})
     if raw is not None:
         import base64
 
