@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from typing import Any, Optional, Tuple
+from typing import Any, FrozenSet, Iterable, Optional, Tuple
 
 
 def deadline(timeout: Optional[float]) -> Optional[float]:
@@ -41,3 +41,21 @@ def check_callback(fn: Any) -> None:
         raise TypeError(f"fn: expected a callable, got {fn!r}")
     if inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(type(fn).__call__):
         raise TypeError(f"fn: {fn!r} is a coroutine function; use 'async for' over the tracer instead")
+
+
+def check_collection(name: str, value: Any, expected: str) -> Tuple[Any, ...]:
+    """Return the members; a string is none, though it could be iterated over."""
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        raise TypeError(f"{name}: expected {expected}, got {value!r}")
+    return tuple(value)
+
+
+def check_choices(name: str, value: Any, choices: Tuple[str, ...]) -> FrozenSet[Any]:
+    expected = f"a collection of {', '.join(map(repr, choices))}"
+    members = check_collection(name, value, expected)
+    for member in members:
+        if not isinstance(member, str):
+            raise TypeError(f"{name}: expected {expected}, got {member!r}")
+        if member not in choices:
+            raise ValueError(f"{name}: expected {expected}, got {member!r}")
+    return frozenset(members)

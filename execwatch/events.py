@@ -114,8 +114,7 @@ class Credentials:
         setuid: The file's set-user-ID bit took effect in this exec.
         setgid: Its set-group-ID bit did.
         file_capabilities: Capabilities of the file (setcap(8)) took effect in this exec;
-            None where the kernel's record does not tell it from something else: a
-            file with a set-ID bit too, or a process in another user namespace.
+            None in a user namespace where they could also be those of its root.
         secureexec: The kernel told the program not to trust its environment (AT_SECURE,
             getauxval(3)): one of the above, or a security module wanted it.
     """
@@ -230,8 +229,11 @@ class ProcessEvent(Event):
         cgroup_id: Id (inode number) of its cgroup: cgroup v2, or the memory (else
             pids) hierarchy of v1 where that is in use.
         cgroup_path: Its path from the root of that hierarchy, whatever cgroup namespace
-            anybody is in; captured with ``"container"``.
-        container: The container it runs in; None on the host. Captured with ``"container"``.
+            anybody is in; captured with ``"container"``. None also where it has more
+            than 24 levels.
+        container: The container it runs in, captured with ``"container"``; None on the
+            host (and where more than 150 levels of cgroups hide it: then
+            ``cgroup_path`` is None as well).
         namespaces: Ids of its namespaces.
     """
 

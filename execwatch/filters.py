@@ -15,6 +15,7 @@ from typing import Any, Callable, Dict, FrozenSet, Iterable, Optional, Tuple, Un
 import attrs
 from typing_extensions import TypeGuard, final
 
+from execwatch import containers as _containers
 from execwatch.events import Event, ExecEvent, FailedExecEvent, ProcessEvent
 
 #: Members of comm are cut by the kernel to so many bytes (TASK_COMM_LEN less the NUL).
@@ -62,6 +63,11 @@ _RULES: Dict[str, Tuple[str, Tuple[type, ...], Callable[[Any], bool]]] = {
         lambda v: _is_number(v, 1, _MAX_U64) or (_is_text(v) and v.startswith("/")),
     ),
     "mount_ns": ("inode numbers of mount namespaces", (int,), lambda v: _is_number(v, 1, _MAX_U32)),
+    "containers": (
+        "container ids (whole, or 12 digits and more of 64; or names), or True or False",
+        (str,),
+        lambda v: _is_text(v) and _containers.is_id(v),
+    ),
 }
 
 
@@ -82,6 +88,10 @@ def _members(name: str, value: Any) -> Optional[FrozenSet[Any]]:
             right_type = isinstance(member, types) and not isinstance(member, bool)
             raise (ValueError if right_type else TypeError)(f"{name}: expected {wanted}, got {member!r}")
     return frozenset(members)
+
+
+def _container_members(value: Any) -> Union[bool, FrozenSet[str], None]:
+    return value if isinstance(value, bool) else _members("containers", value)
 
 
 def _check_exclude(value: Any) -> None:
@@ -114,11 +124,17 @@ class Filter:
         ppids: Ids of parent processes.
         descendants_of: Ids of processes: they, and all that descends from them.
         comms: Exact names, at most 15 bytes.
-        paths: Globs (:mod:`fnmatch`, case matters) against ``filename``.
+        paths: Globs (:mod:`fnmatch`, case matters) against the path of the file that
+            runs, ``exe.path``, and of a script also against its ``filename``; where no
+            such path was captured against ``filename``.
         args: Globs; one argument that matches is enough.
         cgroups: Cgroup ids, or paths of cgroup directories, of the hierarchy that
             ``cgroup_id`` tells; those below are not included.
         mount_ns: Inode numbers of mount namespaces, ``os.stat("/proc/PID/ns/mnt").st_ino``.
+        containers: True: what runs in a container; False: what runs in none; or ids: whole,
+            or their first 12 or more digits as ``docker ps`` shows them, or names where a
+            runtime has such. It has the container captured. What a process in a container
+            can do to pass for another one's: :mod:`execwatch.containers`.
         exclude: What this matches is left out. Has no ``exclude`` of its own.
 
     Raises:
@@ -139,6 +155,7 @@ class Filter:
     args: Optional[FrozenSet[str]]
     cgroups: Optional[FrozenSet[Union[int, str]]]
     mount_ns: Optional[FrozenSet[int]]
+    containers: Union[bool, FrozenSet[str], None]
     exclude: Optional[Filter]
 
     def __init__(
@@ -153,6 +170,7 @@ class Filter:
         args: _Names = None,
         cgroups: Union[int, Iterable[Union[int, str]], None] = None,
         mount_ns: _Numbers = None,
+        containers: Union[bool, Iterable[str], None] = None,
         exclude: Optional[Filter] = None,
     ) -> None:
         _check_exclude(exclude)
@@ -166,11 +184,12 @@ class Filter:
             args=_members("args", args),
             cgroups=_members("cgroups", cgroups),
             mount_ns=_members("mount_ns", mount_ns),
+            containers=_container_members(containers),
             exclude=exclude,
         )
 
-    def constraints(self) -> Dict[str, FrozenSet[Any]]:
-        """Return the fields that constrain, ``exclude`` aside."""
+    def constraints(self) -> Dict[str, Any]:
+        """Return the fields that constrain, ``exclude`` aside, with their members."""
         return {name: getattr(self, name) for name in _RULES if getattr(self, name) is not None}
 
     def matches(self, event: Event) -> bool:
@@ -204,6 +223,8 @@ class Filter:
             here = any(name in USER_FIELDS for name in self.exclude.constraints())
             names = ", ".join(self.exclude.constraints())
             (user if here else kernel).append(f"exclude ({names})")
+        if self.containers is not None or (self.exclude and self.exclude.containers is not None):
+            user.append("containers (the first event of each cgroup)")
         return "\n".join(
             f"{who}: {', '.join(names) or 'nothing'}"
             for who, names in (("decided in the kernel", kernel), ("decided in this process", user))
@@ -277,10 +298,19 @@ class _Part:
         return inside
 
 
-def user_part(filter: Filter) -> Callable[[ProcessEvent], bool]:
-    """Return the test of the fields that the kernel can't decide, ``exclude`` aside."""
-    tests = [_TESTS[name](members) for name, members in filter.constraints().items() if name in USER_FIELDS]
-    return lambda event: all(test(event) for test in tests)
+def user_part(filter: Filter) -> Optional[_Test]:
+    """Return the test of what the kernel can't or may not have decided, ``exclude`` aside; None: nothing."""
+    names = (*USER_FIELDS, "containers")
+    tests = [_TESTS[name](members) for name, members in filter.constraints().items() if name in names]
+    return (lambda event: all(test(event) for test in tests)) if tests else None
+
+
+def user_exclusion(filter: Filter) -> _Test:
+    """Return the test that finishes an exclusion whose other fields the kernel found to hold."""
+    test = user_part(filter) or (lambda event: True)
+    if set(USER_FIELDS) & set(filter.constraints()):
+        return lambda event: _has_path(event) and test(event)
+    return test
 
 
 _Test = Callable[[ProcessEvent], bool]
@@ -301,7 +331,14 @@ def _path_test(globs: FrozenSet[str]) -> _Test:
     match = _glob(globs)
 
     def test(event: ProcessEvent) -> bool:
-        return not _has_path(event) or (event.filename is not None and match(event.filename) is not None)
+        if not _has_path(event):
+            return True
+        names = [event.filename]
+        if isinstance(event, ExecEvent) and event.exe and event.exe.path:
+            if event.interp == event.filename:  # no script
+                names.clear()
+            names.append(event.exe.path)
+        return any(name is not None and match(name) for name in names)
 
     return test
 
@@ -319,7 +356,16 @@ def _mount_ns_test(members: FrozenSet[int]) -> _Test:
     return lambda event: event.namespaces is not None and event.namespaces.mnt in members
 
 
-_TESTS: Dict[str, Callable[[FrozenSet[Any]], _Test]] = {
+def container_test(members: Union[bool, FrozenSet[str]]) -> _Test:
+    """Return whether an event's container is one of these."""
+    if members is True:
+        return lambda event: event.container is not None
+    if members is False:
+        return lambda event: event.container is None and event.cgroup_path is not None
+    return lambda event: _containers.matches(event.container, members)
+
+
+_TESTS: Dict[str, Callable[[Any], _Test]] = {
     "uids": _one_of("uid"),
     "pids": _one_of("pid"),
     "ppids": _one_of("ppid"),
@@ -328,6 +374,7 @@ _TESTS: Dict[str, Callable[[FrozenSet[Any]], _Test]] = {
     "mount_ns": _mount_ns_test,
     "paths": _path_test,
     "args": _args_test,
+    "containers": container_test,
 }
 
 

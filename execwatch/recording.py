@@ -29,12 +29,14 @@ def replay(events: Iterable[AnyEvent], filter: Optional[Filter] = None) -> ExecT
         raise TypeError(f"filter: expected a Filter or None, got {filter!r}")
     matcher = Matcher(filter) if filter else None
     passed: List[AnyEvent] = []
+    every: List[AnyEvent] = []
     filtered: Dict[str, int] = {}
     for event in events:
         if not isinstance(event, Event):
             raise TypeError(f"events: expected events, got {event!r}")
+        every.append(event)
         if matcher is None or matcher.matches(event):
             passed.append(event)
         else:
             filtered[event.kind] = filtered.get(event.kind, 0) + 1
-    return ExecTracer[Event]._over(ListSource(passed, filtered))
+    return ExecTracer[Event]._over(ListSource(passed, filtered, every))

@@ -8,11 +8,14 @@ loses nothing and repeats nothing.
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence
 
 from typing_extensions import Protocol
 
 from execwatch.events import AnyEvent
+
+if TYPE_CHECKING:
+    from execwatch.processes import Process
 
 #: The kinds that are counted, each with its name in ``Stats``.
 COUNTED = {"exec": "exec", "failed_exec": "failed", "fork": "fork", "exit": "exit"}
@@ -31,12 +34,15 @@ class Batch(NamedTuple):
         position: Where the next read goes on.
         filtered: Records left out by the source, because the kernel could not decide.
         undecodable: Records that were not understood.
+        history: Where the source tracks processes: these events and the others that it
+            needs to know for that, in order.
     """
 
     events: Sequence[AnyEvent]
     position: Any
     filtered: Tally = NONE
     undecodable: int = 0
+    history: Sequence[AnyEvent] = ()
 
 
 class KindCounts(NamedTuple):
@@ -91,6 +97,9 @@ class Source(Protocol):
     def gaps(self, position: Any) -> Batch:
         """Return losses that no record will tell of."""
 
+    def track(self) -> Iterable[Process]:
+        """Have every process in ``history`` from now on; return those that there are already."""
+
     def release(self, position: Any) -> None:
         """Allow the source to forget what is before ``position``."""
 
@@ -110,12 +119,15 @@ class ListSource:
     Args:
         events: In order.
         filtered: How many were left out before, by kind.
+        history: All of them, with those that were left out.
     """
 
     start = 0
 
-    def __init__(self, events: List[AnyEvent], filtered: Tally) -> None:
+    def __init__(self, events: List[AnyEvent], filtered: Tally, history: Sequence[AnyEvent] = ()) -> None:
         self._events = events
+        self._history = history
+        self._tracking = False
         present = count(events)
         lost = dict.fromkeys(COUNTED, 0), dict.fromkeys(COUNTED, 0)
         for event in events:
@@ -139,10 +151,15 @@ class ListSource:
 
     def read(self, position: int, barrier: bool) -> Batch:
         events = self._events[position:]
-        return Batch(events, position + len(events))
+        history = self._history if self._tracking and position == 0 else ()
+        return Batch(events, position + len(events), history=history)
 
     def gaps(self, position: int) -> Batch:
         return Batch((), position)
+
+    def track(self) -> Iterable[Process]:
+        self._tracking = True
+        return ()
 
     def release(self, position: int) -> None:
         pass

@@ -14,7 +14,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from typing import Any, Callable, Deque, List, NamedTuple, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Deque, List, NamedTuple, Optional, Tuple
 
 from typing_extensions import Protocol
 
@@ -22,6 +22,9 @@ from execwatch.errors import StateError
 from execwatch.events import AnyEvent, KindStats, LostCounts, Stats
 from execwatch.source import COUNTED, NONE, Counts, Source, Tally, count
 from execwatch.wake import Wake
+
+if TYPE_CHECKING:
+    from execwatch.processes import ProcessTable
 
 FORKED = "this tracer belongs to the process that forked; make one here"
 
@@ -69,12 +72,14 @@ class _State(NamedTuple):
     """Attributes:
     position: In the source.
     queue: Read and not handed over.
+    history: Read and not yet told to the table of processes: what is queued, and more.
     taken, filtered: In all, by kind: became events, were left out by the source.
     undecodable: In all.
     """
 
     position: Any
     queue: Deque[AnyEvent]
+    history: Deque[AnyEvent]
     taken: Tally = NONE
     filtered: Tally = NONE
     undecodable: int = 0
@@ -91,7 +96,7 @@ class Stream:
     def __init__(self, source: Source, latency: float) -> None:
         self._source = source
         self._latency = latency
-        self._state = _State(source.start, deque())
+        self._state = _State(source.start, deque(), deque())
         self._reading = threading.Lock()
         self._awaiting: Optional[object] = None
         self._claim: Optional[Tuple[weakref.ref[Consumer], _Owner]] = None
@@ -101,6 +106,7 @@ class Stream:
         self._read_at = 0.0
         self._closing = False
         self._final: Optional[Stats] = None
+        self._table: Optional[ProcessTable] = None
         self.forked: bool = False
         _streams.add(self)
 
@@ -141,6 +147,8 @@ class Stream:
         """
         queue = self._state.queue
         event = queue[0]
+        if self._table is not None:
+            self._tell_table(event)
         try:
             queue.popleft()
             if not queue:
@@ -156,6 +164,8 @@ class Stream:
         """Hand over the queue."""
         queue = self._state.queue
         events = list(queue)
+        if self._table is not None:
+            self._tell_table(None)
         try:
             queue.clear()
             self._tell()
@@ -211,6 +221,8 @@ class Stream:
 
     def _take(self, barrier: bool) -> None:
         state = self._state
+        if self._table is not None and not state.queue:
+            self._tell_table(None)
         batch = self._source.read(state.position, barrier)
         # A gap that no record follows is told when the reader has caught up.
         gaps = self._source.gaps(batch.position) if barrier or not batch.events else None
@@ -222,9 +234,13 @@ class Stream:
             queue = deque(queue)
             queue.extend(batch.events)
             queue.extend(gaps.events if gaps else ())
+        history = state.history
+        if batch.history or (gaps and gaps.history):
+            history = deque((*history, *batch.history, *(gaps.history if gaps else ())))
         self._state = _State(
             gaps.position if gaps else batch.position,
             queue,
+            history,
             _add(state.taken, count(batch.events)),
             _add(state.filtered, batch.filtered),
             state.undecodable + batch.undecodable,
@@ -237,6 +253,34 @@ class Stream:
         self._tell()
         if not self._stopped and self._wake.wait(_remaining(deadline)):
             self._wake.wait_stop(self.latency(deadline))
+
+    # -- The table of processes ---------------------------------------------------------
+
+    def track(self, table: ProcessTable) -> None:
+        """Keep this table up to each event as it is handed over.
+
+        Raises:
+            StateError: Somebody is reading.
+        """
+        if not self._reading.acquire(blocking=False):
+            raise StateError("ask for the processes before another thread reads from this tracer")
+        try:
+            for process in self._source.track():
+                table.add(process)
+            self._table = table
+        finally:
+            self._reading.release()
+
+    def _tell_table(self, last: Optional[AnyEvent]) -> None:
+        """Feed the table up to this event; None: with all that was read."""
+        assert self._table is not None
+        history = self._state.history
+        while history:
+            event = history[0]
+            self._table.feed(event)
+            history.popleft()
+            if event is last:
+                return
 
     def ended(self) -> bool:
         """Whether nothing will come any more.

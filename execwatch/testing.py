@@ -10,17 +10,21 @@
 from __future__ import annotations
 
 import itertools
+import posixpath
 from typing import Any, Dict, Iterable, Optional
 
 from execwatch.events import (
     AnyEvent,
+    Credentials,
     Event,
     ExecEvent,
+    Executable,
     ExitEvent,
     FailedExecEvent,
     ForkEvent,
     LostEvents,
     Namespaces,
+    Session,
 )
 from execwatch.filters import Filter
 from execwatch.recording import replay
@@ -31,6 +35,11 @@ _BOOT_NS = 1_700_000_000_000_000_000
 _START_NS = 60_000_000_000
 _TICK_NS = 10_000_000
 
+#: Of a host's own processes.
+_MNT_NS = 4026531841
+#: As Linux 6.1 numbers them, see capabilities(7).
+_ALL_CAPABILITIES = 2**41 - 1
+
 _numbers = itertools.count(1)
 
 
@@ -38,11 +47,15 @@ def exec_event(**fields: Any) -> ExecEvent:
     """Return an :class:`~execwatch.ExecEvent`, true to life in all that ``fields`` don't set.
 
     Later calls give later times and higher pids; ``comm``, ``filename``, ``argc``
-    and the keys follow from ``argv``, ``pid`` and ``ppid`` where these are given.
+    and the keys follow from ``argv``, ``pid`` and ``ppid`` where these are given, and so
+    does what an exec captures: ``creds`` from ``uid`` and ``gid``, ``exe`` from ``filename``
+    and ``interp``. It ran on the host, in no container; its environment was not asked for.
     """
     process = _process(fields)
     argv = tuple(fields.pop("argv", ("/bin/true",)))
     filename = fields.pop("filename", argv[0] if argv else "/bin/true")
+    interp = fields.pop("interp", filename)
+    cwd = fields.pop("cwd", "/home/user")
     values = {
         **process,
         "tid": process["pid"],
@@ -51,9 +64,52 @@ def exec_event(**fields: Any) -> ExecEvent:
         "argv_status": "complete",
         "argc": len(argv),
         "filename": filename,
-        "interp": filename,
+        "interp": interp,
+        "creds": _credentials(process["uid"], process["gid"]),
+        "session": Session(sid=process["ppid"], pgid=process["pid"], tty_major=136, tty_minor=0),
+        "exe": _executable(posixpath.join(cwd or "/", interp or filename or "/bin/true")),
+        "cwd": cwd,
+        "namespaces": _namespaces(process["pid"]),
     }
     return ExecEvent(**{**values, **fields})
+
+
+def _credentials(uid: Optional[int], gid: Optional[int]) -> Optional[Credentials]:
+    """Those of somebody who logged in, and of root all there is."""
+    if uid is None or gid is None:
+        return None
+    capabilities = 0 if uid else _ALL_CAPABILITIES
+    return Credentials(
+        uid=uid, gid=gid, euid=uid, egid=gid, suid=uid, sgid=gid, fsuid=uid, fsgid=gid,
+        cap_effective=capabilities, cap_permitted=capabilities, cap_inheritable=0, cap_ambient=0,
+        loginuid=uid, sessionid=2,
+    )  # fmt: skip
+
+
+def _executable(path: str) -> Executable:
+    return Executable(
+        path=posixpath.normpath(path),
+        inode=131_842,
+        device=0x801,  # sda1
+        mode=0o100755,
+        size=43_808,
+        ctime_ns=_BOOT_NS,
+    )
+
+
+def _namespaces(pid: int) -> Namespaces:
+    """All of those that the kernel starts with, see linux/proc_ns.h."""
+    return Namespaces(
+        mnt=_MNT_NS,
+        pid=4026531836,
+        net=4026531840,
+        uts=4026531838,
+        ipc=4026531839,
+        cgroup=4026531835,
+        user=4026531837,
+        time=4026531834,
+        vpid=pid,
+    )
 
 
 def _process(fields: Dict[str, Any]) -> Dict[str, Any]:
@@ -61,6 +117,8 @@ def _process(fields: Dict[str, Any]) -> Dict[str, Any]:
     number = next(_numbers)
     pid = fields.pop("pid", 1000 + number)
     ppid = fields.pop("ppid", 1000)
+    uid = fields.pop("uid", 1000)
+    owner = 1000 if uid is None else uid
     start = fields.pop("start_boottime_ns", _START_NS + number * _TICK_NS)
     boottime = fields.pop("boottime_ns", (start or _START_NS) + 500_000)
     return {
@@ -74,11 +132,13 @@ def _process(fields: Dict[str, Any]) -> Dict[str, Any]:
         "ppid": ppid,
         "parent_comm": "bash",
         "parent_key": None if ppid is None else f"{_BOOT_ID}-{ppid}-{_START_NS // _TICK_NS}",
-        "uid": 1000,
-        "gid": 1000,
+        "uid": uid,
+        "gid": fields.pop("gid", owner),
         "start_boottime_ns": start,
         "cgroup_id": 4321,
-        "namespaces": Namespaces(mnt=4026531841),
+        "cgroup_path": f"/user.slice/user-{owner}.slice/session-2.scope",
+        "container": None,
+        "namespaces": Namespaces(mnt=_MNT_NS),
     }
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import warnings
 from types import TracebackType
 from typing import (
+    TYPE_CHECKING,
     Any,
     AsyncIterator,
     Callable,
+    FrozenSet,
     Generic,
+    Iterable,
     Iterator,
     List,
     Mapping,
@@ -38,10 +41,17 @@ from execwatch.iterators import AsyncEvents, Events, fill
 from execwatch.source import Source
 from execwatch.stream import FORKED, Stream
 
+if TYPE_CHECKING:
+    from execwatch.processes import ProcessTable
+    from execwatch.users import Users
+
 E_co = TypeVar("E_co", bound=Event, default=ExecEvent, covariant=True)
 _F = TypeVar("_F", bound=Callable[..., object])
 Probe: TypeAlias = Literal["auto", "tracepoint", "kprobe"]
 Buffer: TypeAlias = Literal["auto", "ring", "perf"]
+Part: TypeAlias = Literal["creds", "session", "namespaces", "exe", "cwd", "container"]
+
+_PARTS: Tuple[Part, ...] = ("creds", "session", "namespaces", "exe", "cwd", "container")
 
 #: The option that each further kind of event needs.
 _OPTIONS = {
@@ -101,6 +111,12 @@ class ExecTracer(Generic[E_co]):
             four times as large.
         latency: Seconds that an event may wait before it is handed over, 0 to 1: a
             reader that is woken once for many costs the traced programs a tenth.
+        capture: What else the kernel notes of each exec, at that instant: ``"creds"``,
+            ``"session"``, ``"namespaces"`` (of all kinds), ``"exe"``, ``"cwd"``, ``"container"``:
+            see :class:`~execwatch.ExecEvent`. Each costs some tenths of a microsecond an exec;
+            without it the field is None. The default is all of them.
+        env: Also the environment: True: all of it; or the names of the variables to keep. Up to
+            16 KiB an exec are copied either way. It may hold secrets.
 
     Raises:
         ValueError, TypeError: An argument is out of range or of a wrong type.
@@ -122,6 +138,8 @@ class ExecTracer(Generic[E_co]):
         buffer_size: int = ...,
         argv_size: int = ...,
         latency: float = ...,
+        capture: Iterable[Part] = ...,
+        env: Union[bool, Iterable[str], None] = ...,
     ) -> None: ...
 
     @overload
@@ -138,6 +156,8 @@ class ExecTracer(Generic[E_co]):
         buffer_size: int = ...,
         argv_size: int = ...,
         latency: float = ...,
+        capture: Iterable[Part] = ...,
+        env: Union[bool, Iterable[str], None] = ...,
     ) -> None: ...
 
     def __init__(
@@ -153,6 +173,8 @@ class ExecTracer(Generic[E_co]):
         buffer_size: int = DEFAULT_BUFFER_SIZE,
         argv_size: int = DEFAULT_ARGV_SIZE,
         latency: float = 0.01,
+        capture: Iterable[Part] = _PARTS,
+        env: Union[bool, Iterable[str], None] = None,
     ) -> None:
         if filter is not None and not isinstance(filter, Filter):
             raise TypeError(f"filter: expected a Filter or None, got {filter!r}")
@@ -170,6 +192,8 @@ class ExecTracer(Generic[E_co]):
             raise TypeError(f"latency: expected seconds, got {latency!r}")
         if not 0 <= latency <= 1:
             raise ValueError(f"latency: expected 0 to 1 second, got {latency!r}")
+        parts = arguments.check_choices("capture", capture, _PARTS)
+        names = _env_names(env)
 
         def open_kernel() -> Source:
             return _open_kernel(
@@ -183,6 +207,8 @@ class ExecTracer(Generic[E_co]):
                 buffer_size=buffer_size,
                 argv_size=argv_size,
                 latency=latency,
+                capture=parts,
+                env=names,
             )
 
         kinds = {
@@ -203,6 +229,8 @@ class ExecTracer(Generic[E_co]):
         self._latency = latency
         self._stream: Optional[Stream] = None
         self._callbacks: List[_Registered] = []
+        self._processes: Optional[ProcessTable] = None
+        self._users: Optional[Users] = None
         self._closed = False
 
     @classmethod
@@ -233,6 +261,8 @@ class ExecTracer(Generic[E_co]):
         except BaseException:
             source.close()
             raise
+        if self._processes is not None:
+            self._stream.track(self._processes)
 
     def stop(self) -> None:
         """Let nothing more in; the consumer gets what is buffered, then iteration ends.
@@ -450,6 +480,39 @@ class ExecTracer(Generic[E_co]):
                 if event.kind == kind:
                     fn(event)
 
+    # -- Context ----------------------------------------------------------------------------
+
+    @property
+    def processes(self) -> ProcessTable:
+        """The processes of the machine, as of the event that was handed over last.
+
+        From the first use on, in a tracer that is started, every fork, exec and exit is
+        followed, whatever the filter, and what runs already is taken from /proc. What is
+        only for the table counts as filtered, or, if its kind was not asked for, not at all.
+
+        Raises:
+            StateError: The tracer is closed, or another thread is reading from it at the first use.
+            PrivilegeError, LoadError, AttachError: As for :meth:`start`.
+        """
+        if self._processes is None:
+            from execwatch.processes import ProcessTable  # late: half of the programs don't need it
+
+            self._check_alive()
+            table = ProcessTable()
+            if self._stream is not None:
+                self._stream.track(table)
+            self._processes = table
+        return self._processes
+
+    @property
+    def users(self) -> Users:
+        """Names of users."""
+        if self._users is None:
+            from execwatch.users import Users
+
+            self._users = Users()
+        return self._users
+
     # -- State ------------------------------------------------------------------------------
 
     def stats(self) -> Stats:
@@ -475,6 +538,21 @@ class ExecTracer(Generic[E_co]):
                 raise StateError("callbacks are registered: they get the events, through dispatch()")
             self._stream.check_claim()
         return self._stream
+
+
+def _env_names(env: Union[bool, Iterable[str], None]) -> Union[bool, FrozenSet[str]]:
+    if env is None or isinstance(env, bool):
+        return bool(env)
+    expected = "True, False or None, or a collection of names of variables"
+    names = arguments.check_collection("env", env, expected)
+    if not names:
+        raise ValueError(f"env: expected {expected}, got an empty one")
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"env: expected {expected}, got {name!r}")
+        if not name or "=" in name or "\0" in name:
+            raise ValueError(f"env: expected names without '=' and NUL, such as 'PATH', got {name!r}")
+    return frozenset(names)
 
 
 def _open_kernel(filter: Optional[Filter], *, lost: bool, buffer_size: int, **options: Any) -> Source:

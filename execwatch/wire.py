@@ -7,20 +7,27 @@ little-endian, members are naturally aligned, so C and :mod:`struct` agree.
 
 from __future__ import annotations
 
+import os
+import stat
 import struct
 from functools import lru_cache
-from typing import Any, Mapping, Tuple
+from typing import Any, FrozenSet, Mapping, Optional, Tuple, Union
 
 import attrs
 
+from execwatch import containers
 from execwatch.events import (
     AnyProcessEvent,
     ArgvStatus,
+    Container,
+    Credentials,
     ExecEvent,
+    Executable,
     ExitEvent,
     FailedExecEvent,
     ForkEvent,
     Namespaces,
+    Session,
 )
 
 #: (C type, name) in order.
@@ -58,30 +65,111 @@ RECORD: Layout = (
     ("u64", "cgroup_id"),
     ("u32", "filename_size"),  # behind the head, first; 0 where unknown
     ("u32", "interp_size"),  # behind it; 0 where it is the filename
-    ("u32", "argv_size"),  # behind that
-    ("u32", "reserved"),
+    ("u32", "exe_size"),  # and so on: paths have their names from the leaf to the root, each with its NUL
+    ("u32", "cwd_size"),
+    ("u32", "cgroup_size"),
+    ("u32", "env_size"),
+    ("u32", "argv_size"),
+    ("u32", "level"),  # of the tracer's pid namespace; the kernel half's own
     ("char16", "comm"),
     ("char16", "parent_comm"),
 )
+
+#: Behind the head of an exec, before its strings: what was captured and has a fixed size.
+CONTEXT: Layout = (
+    # The ids, then the capability sets, as they stand in struct cred.
+    ("u32", "uid"),
+    ("u32", "gid"),
+    ("u32", "suid"),
+    ("u32", "sgid"),
+    ("u32", "euid"),
+    ("u32", "egid"),
+    ("u32", "fsuid"),
+    ("u32", "fsgid"),
+    ("u64", "cap_inheritable"),
+    ("u64", "cap_permitted"),
+    ("u64", "cap_effective"),
+    ("u64", "cap_bounding"),
+    ("u64", "cap_ambient"),
+    ("u32", "loginuid"),
+    ("u32", "sessionid"),
+    ("u32", "bits"),  # CONTEXT_BITS
+    ("u32", "mode"),
+    ("u64", "inode"),
+    ("u64", "file_size"),
+    ("u64", "ctime_s"),
+    ("u32", "ctime_ns"),
+    ("u32", "device"),
+    ("u32", "sid"),
+    ("u32", "pgid"),
+    ("u32", "tty_major"),
+    ("u32", "tty_minor"),
+    ("u32", "vpid"),
+    ("u32", "pid_ns"),
+    ("u32", "net_ns"),
+    ("u32", "uts_ns"),
+    ("u32", "ipc_ns"),
+    ("u32", "cgroup_ns"),
+    ("u32", "user_ns"),
+    ("u32", "time_ns"),
+)
+CONTEXT_BITS = {
+    "GAINED": 1 << 0,  # the program gained privilege, see exec.bpf.c
+    "SECURE": 1 << 1,
+    "SECURE_KNOWN": 1 << 2,
+    "USER_NS": 1 << 3,  # not the initial user namespace
+    "DETACHED": 1 << 4,  # the file is in no directory
+    "UNHASHED": 1 << 5,  # or not any more
+}
+
+#: What a tracer can ask for, each with its bit in ``capture``.
+CAPTURE = {
+    name: 1 << bit for bit, name in enumerate(("creds", "session", "namespaces", "exe", "cwd", "container"))
+}
 
 FLAGS = {
     "ARGV_TRUNCATED": 1 << 0,
     "ARGV_UNREADABLE": 1 << 1,
     "EXCLUDED": 1 << 2,  # the kernel's part of an exclusion holds; the rest is decided in Python
+    "UNDECIDED": 1 << 3,  # whether the container matches is decided in Python
+    "UNWANTED": 1 << 4,  # the filter leaves it out; it is for the table of processes
+    "INJECTED": 1 << 5,  # see read_injected in exec.bpf.c
+    "OWN": 1 << 6,
+    "ENV_TRUNCATED": 1 << 7,
+    "CGROUP_CUT": 1 << 8,  # only the upper levels of its path are there
 }
 
 #: The fields that may be unknown, each with its bit in ``valid``.
 VALID = {
     name: 1 << bit
     for bit, name in enumerate(
-        ("PPID", "PARENT_START", "PARENT_COMM", "START", "CGROUP", "MNT_NS", "INTERP", "EXEC_TIME")
+        (
+            "PPID",
+            "PARENT_START",
+            "PARENT_COMM",
+            "START",
+            "CGROUP",
+            "MNT_NS",
+            "INTERP",
+            "EXEC_TIME",
+            "CREDS",
+            "SESSION",
+            "NAMESPACES",
+            "EXE",
+            "EXE_PATH",
+            "EXE_CTIME",
+            "CWD",
+            "CGROUP_PATH",
+            "ENV",
+        )
     )
 }
 
 # --- Maps: Python writes them, the programs read them ---------------------------
 
-#: Offsets of kernel members, by our name: (structure, path of members). Where a
-#: kernel lacks one, its offset is ABSENT, and what it leads to is unknown.
+#: Offsets of kernel members, by our name: (structure, path of members; "|" between
+#: names that it has had). Where a kernel lacks one, its offset is ABSENT, and what
+#: it leads to is unknown.
 OFFSETS: Mapping[str, Tuple[str, str]] = {
     "task_pid": ("task_struct", "pid"),
     "task_tgid": ("task_struct", "tgid"),
@@ -120,12 +208,70 @@ OFFSETS: Mapping[str, Tuple[str, str]] = {
     "css_set_dfl_cgrp": ("css_set", "dfl_cgrp"),
     "css_cgroup": ("cgroup_subsys_state", "cgroup"),
     "cgroup_kn": ("cgroup", "kn"),
+    "cgroup_level": ("cgroup", "level"),
     "kernfs_node_id": ("kernfs_node", "id"),
+    "kernfs_node_parent": ("kernfs_node", "parent|__parent"),
+    "kernfs_node_name": ("kernfs_node", "name"),
+    "task_cred": ("task_struct", "cred"),
+    "task_loginuid": ("task_struct", "loginuid"),
+    "task_sessionid": ("task_struct", "sessionid"),
+    "task_fs": ("task_struct", "fs"),
+    "cred_uid": ("cred", "uid"),
+    "cred_caps": ("cred", "cap_inheritable"),
+    "cred_user_ns": ("cred", "user_ns"),
+    "user_namespace_level": ("user_namespace", "level"),
+    "bprm_per_clear": ("linux_binprm", "per_clear"),
+    "signal_tty": ("signal_struct", "tty"),
+    "tty_driver": ("tty_struct", "driver"),
+    "tty_index": ("tty_struct", "index"),
+    "tty_driver_major": ("tty_driver", "major"),
+    "tty_driver_minor_start": ("tty_driver", "minor_start"),
+    "nsproxy_uts_ns": ("nsproxy", "uts_ns"),
+    "nsproxy_ipc_ns": ("nsproxy", "ipc_ns"),
+    "nsproxy_net_ns": ("nsproxy", "net_ns"),
+    "nsproxy_time_ns": ("nsproxy", "time_ns"),
+    "nsproxy_cgroup_ns": ("nsproxy", "cgroup_ns"),
+    "uts_namespace_inum": ("uts_namespace", "ns.inum"),
+    "ipc_namespace_inum": ("ipc_namespace", "ns.inum"),
+    "net_inum": ("net", "ns.inum"),
+    "time_namespace_inum": ("time_namespace", "ns.inum"),
+    "cgroup_namespace_inum": ("cgroup_namespace", "ns.inum"),
+    "user_namespace_inum": ("user_namespace", "ns.inum"),
+    "mm_exe_file": ("mm_struct", "exe_file"),
+    "mm_env_start": ("mm_struct", "env_start"),
+    "mm_env_end": ("mm_struct", "env_end"),
+    "file_mnt": ("file", "f_path.mnt"),
+    "file_dentry": ("file", "f_path.dentry"),
+    "file_inode": ("file", "f_inode"),
+    "fs_pwd_mnt": ("fs_struct", "pwd.mnt"),
+    "fs_pwd_dentry": ("fs_struct", "pwd.dentry"),
+    "mount_mnt": ("mount", "mnt"),
+    "mount_mnt_parent": ("mount", "mnt_parent"),
+    "mount_mnt_mountpoint": ("mount", "mnt_mountpoint"),
+    "vfsmount_mnt_root": ("vfsmount", "mnt_root"),
+    "dentry_d_parent": ("dentry", "d_parent"),
+    "dentry_name": ("dentry", "d_name.name"),
+    "dentry_hashed": ("dentry", "d_hash.pprev"),
+    "inode_ino": ("inode", "i_ino"),
+    "inode_sb": ("inode", "i_sb"),
+    "inode_mode": ("inode", "i_mode"),
+    "inode_size": ("inode", "i_size"),
+    "inode_ctime_s": ("inode", "i_ctime.tv_sec|__i_ctime.tv_sec|i_ctime_sec"),
+    "inode_ctime_ns": ("inode", "i_ctime.tv_nsec|__i_ctime.tv_nsec|i_ctime_nsec"),
+    "super_block_dev": ("super_block", "s_dev"),
 }
+#: Members that are read in one go with the one named: where they don't lie one after the
+#: other (CONFIG_RANDSTRUCT), its offset is ABSENT.
+RUNS: Mapping[str, Tuple[int, Tuple[str, ...]]] = {
+    "cred_uid": (4, ("uid", "gid", "suid", "sgid", "euid", "egid", "fsuid", "fsgid")),
+    "cred_caps": (8, ("cap_inheritable", "cap_permitted", "cap_effective", "cap_bset", "cap_ambient")),
+}
+#: Found otherwise: elements of an array, and a bit field.
+SIGNAL_PIDS = {"signal_sid": "PIDTYPE_SID", "signal_pgid": "PIDTYPE_PGID"}
 ABSENT = 0xFFFFFFFF
 
 #: The fields of a filter that the kernel decides, each with its bit.
-FILTER_FIELDS = ("uid", "pid", "ppid", "comm", "cgroup", "mnt_ns", "tree")
+FILTER_FIELDS = ("uid", "pid", "ppid", "comm", "cgroup", "mnt_ns", "tree", "container")
 FILTER_BITS = {name: 1 << bit for bit, name in enumerate(FILTER_FIELDS)}
 #: In place of an exclusion's bits where there is none: nothing ever hits it.
 NEVER = 1 << 31
@@ -138,6 +284,10 @@ CONFIG: Layout = (
     ("u64", "boot_offset_ns"),  # of the tracer's time namespace: its CLOCK_BOOTTIME less the kernel's
     ("u64", "tick_ns"),  # of /proc/PID/stat's start times
     ("u32", "argv_size"),
+    ("u32", "env_size"),  # 0: none
+    ("u32", "capture"),  # CAPTURE
+    ("u32", "track"),  # 1: the table of processes wants execs, forks and exits, whatever the filter says
+    ("u32", "bit_bprm_secureexec"),
     ("u32", "cgroup_index"),  # of the v1 hierarchy in css_set.subsys; ABSENT: cgroup v2
     ("u32", "include"),  # FILTER_BITS that have to hit
     ("u32", "exclude"),  # FILTER_BITS that, all hit, exclude
@@ -153,7 +303,7 @@ CONFIG: Layout = (
     ("u32", "perf"),  # 1: the perf buffer is the one in use
     ("u32", "room_failed"),  # bytes of the ring that failed attempts may fill
     ("u32", "room_process"),  # bytes of the ring that forks and exits may fill
-    *(("u32", f"offset_{name}") for name in OFFSETS),
+    *(("u32", f"offset_{name}") for name in (*OFFSETS, *SIGNAL_PIDS)),
 )
 
 FILTER_KEY: Layout = (("char16", "value"), ("u32", "field"))
@@ -187,13 +337,21 @@ CALL: Layout = (
     ("u32", "interp_size"),
     ("u64", "entered_ns"),
     ("u32", "host_tid"),
+    ("u32", "level"),  # of the tracer's pid namespace
+    ("u32", "bits"),  # CONTEXT_BITS
     ("u32", "reserved"),
 )
 
 LIMITS = {
     "ARGV_SIZE_MAX": 16384,  # of what fits into a scratch buffer
+    "ENV_SIZE_MAX": 16384,
     "PATH_SIZE_MAX": 4096,
-    "LARGE_HEAD_MAX": 16384,  # more than a record without its argv can have
+    "NAME_SIZE_MAX": 256,
+    "PATH_DEPTH_MAX": 48,
+    "CGROUP_DEPTH_MAX": 24,
+    "CGROUP_SKIP_MAX": 128,
+    "ANCESTORS_MAX": 32,
+    "LARGE_HEAD_MAX": 40960,  # more than a record without its argv can have
     "COMM_SIZE": 16,
     "PID_NS_LEVELS": 33,
     "FAILED_ARGS_MAX": 64,
@@ -207,6 +365,8 @@ def c_header() -> str:
         "KINDS": len(KINDS),
         **{f"FLAG_{name}": value for name, value in FLAGS.items()},
         **{f"VALID_{name}": value for name, value in VALID.items()},
+        **{f"CONTEXT_{name}": value for name, value in CONTEXT_BITS.items()},
+        **{f"CAPTURE_{name.upper()}": value for name, value in CAPTURE.items()},
         **{f"FILTER_{name.upper()}": value for name, value in FILTER_BITS.items()},
         "PART_INCLUDE": INCLUDE,
         "PART_EXCLUDE": EXCLUDE,
@@ -215,6 +375,7 @@ def c_header() -> str:
     }
     structs = {
         "record": RECORD,
+        "context": CONTEXT,
         "config": CONFIG,
         "filter_key": FILTER_KEY,
         "tree_value": TREE_VALUE,
@@ -263,10 +424,22 @@ def unpack(layout: Layout, data: bytes) -> dict[str, Any]:
 # --- Decoding -------------------------------------------------------------------
 
 _SIZE = struct_of(RECORD).size
+_CONTEXT_SIZE = struct_of(CONTEXT).size
 _unpack = struct_of(RECORD).unpack_from
 _EXEC, _FAILED, _FORK, _EXIT = KINDS.values()
-_PPID, _PARENT_START, _PARENT_COMM, _START, _CGROUP, _MNT_NS, _INTERP, _EXEC_TIME = VALID.values()
+(
+    _PPID, _PARENT_START, _PARENT_COMM, _START, _CGROUP, _MNT_NS, _INTERP, _EXEC_TIME,
+    _CREDS, _SESSION, _NAMESPACES, _EXE, _EXE_PATH, _EXE_CTIME, _CWD, _CGROUP_PATH, _ENV,
+) = VALID.values()  # fmt: skip
 _TRUNCATED, _UNREADABLE = FLAGS["ARGV_TRUNCATED"], FLAGS["ARGV_UNREADABLE"]
+_INJECTED, _OWN, _CUT = FLAGS["INJECTED"], FLAGS["OWN"], FLAGS["CGROUP_CUT"]
+_CONTAINER_FLAGS = _INJECTED | _OWN | _CUT
+_ENV_TRUNCATED = FLAGS["ENV_TRUNCATED"]
+#: Of a context: the slices that each nested value is made of.
+_CREDS_SLICE = slice(0, offset_of(CONTEXT, "inode"))
+_EXE_SLICE = slice(offset_of(CONTEXT, "bits"), offset_of(CONTEXT, "sid"))
+_SESSION_SLICE = slice(offset_of(CONTEXT, "sid"), offset_of(CONTEXT, "vpid"))
+_VPID_AT = offset_of(CONTEXT, "vpid")
 
 
 def _builder(cls: type) -> Any:
@@ -290,6 +463,10 @@ def _builder(cls: type) -> Any:
 
 
 _Exec, _Failed, _Fork, _Exit = map(_builder, (ExecEvent, FailedExecEvent, ForkEvent, ExitEvent))
+_NamespacesBuilder = _builder(Namespaces)
+
+#: Names of variables to keep; True: all; False: the environment was not asked for.
+EnvNames = Union[bool, FrozenSet[str]]
 
 
 @attrs.frozen
@@ -310,8 +487,8 @@ class Clock:
         return f"{self.boot_id}-{pid}-{start_boottime_ns // self.tick_ns}"
 
 
-def decode(  # noqa: PLR0915  one function: a call costs a tenth of an event
-    data: bytes, at: int, clock: Clock
+def decode(  # noqa: C901, PLR0915  one function: a call costs a tenth of an event
+    data: bytes, at: int, clock: Clock, env: EnvNames = False
 ) -> Tuple[AnyProcessEvent, int, int]:
     """Return the event of the record that begins at ``data[at]``, its ``lost`` and its ``flags``.
 
@@ -324,12 +501,18 @@ def decode(  # noqa: PLR0915  one function: a call costs a tenth of an event
             size, kind, flags, valid, boottime_ns, lost,
             cpu, pid, tid, host_pid, ppid, uid, gid, argc, status, mnt_ns,
             start_boottime_ns, parent_start_boottime_ns, exec_boottime_ns, cgroup_id,
-            filename_size, interp_size, argv_size, _reserved, comm, parent_comm,
+            filename_size, interp_size, exe_size, cwd_size, cgroup_size, env_size, argv_size,
+            _level, comm, parent_comm,
         ) = _unpack(data, at)  # fmt: skip
     except struct.error as exc:
         raise ValueError(f"record cut short: {exc}") from exc
-    interp_at = at + _SIZE + filename_size
-    argv_at = interp_at + interp_size
+    filename_at = at + _SIZE + (_CONTEXT_SIZE if kind == _EXEC else 0)
+    interp_at = filename_at + filename_size
+    exe_at = interp_at + interp_size
+    cwd_at = exe_at + exe_size
+    cgroup_at = cwd_at + cwd_size
+    env_at = cgroup_at + cgroup_size
+    argv_at = env_at + env_size
     end = argv_at + argv_size
     if end > at + size or at + size > len(data):
         raise ValueError(f"record of {size} bytes, {len(data) - at} there, strings up to {end - at}")
@@ -342,16 +525,31 @@ def decode(  # noqa: PLR0915  one function: a call costs a tenth of an event
         event.argv_status = _argv_status(flags) if flags else "complete"
         event.argc = argc or len(event.argv)  # 0 also where a kprobe was missed
         event.retval = 0
-        event.filename = filename = _text(data[at + _SIZE : interp_at]) if filename_size else None
+        event.filename = filename = _text(data[filename_at:interp_at]) if filename_size else None
         event.interp = None
         if valid & _INTERP:
-            event.interp = _text(data[interp_at:argv_at]) if interp_size else filename
+            event.interp = _text(data[interp_at:exe_at]) if interp_size else filename
+        context = data[at + _SIZE : filename_at]
+        event.creds = _creds(context[_CREDS_SLICE]) if valid & _CREDS else None
+        event.session = _session(context[_SESSION_SLICE]) if valid & _SESSION else None
+        event.exe = None
+        if valid & _EXE:
+            event.exe = _exe(context[_EXE_SLICE], data[exe_at:cwd_at], valid & (_EXE_PATH | _EXE_CTIME))
+        event.cwd = _path(data[cwd_at:cgroup_at]) if valid & _CWD else None
+        event.env = event.env_status = None
+        if env:
+            event.env_status = _env_status(flags, valid)
+            event.env = _env(data[env_at:argv_at], env) if valid & _ENV else None
+        if valid & _NAMESPACES:
+            event.namespaces = _namespaces(mnt_ns, context)
+        else:
+            event.namespaces = _mount_ns(mnt_ns) if valid & _MNT_NS else None
     elif kind == _FAILED:
         event = _Failed()
         event.tid = tid
         event.argv = None if flags & _UNREADABLE else _argv(data[argv_at:end])
         event.argv_status = _argv_status(flags)
-        event.filename = _text(data[at + _SIZE : interp_at]) if filename_size else None
+        event.filename = _text(data[filename_at:interp_at]) if filename_size else None
         event.retval = -status
     elif kind == _FORK:
         event = _Fork()
@@ -363,6 +561,8 @@ def decode(  # noqa: PLR0915  one function: a call costs a tenth of an event
         event.exec_boottime_ns = exec_boottime_ns if valid & _EXEC_TIME else None
     else:
         raise ValueError(f"record of unknown kind {kind}")
+    if kind != _EXEC:
+        event.namespaces = _mount_ns(mnt_ns) if valid & _MNT_NS else None
 
     event.time_ns = boottime_ns + clock.offset_ns
     event.boottime_ns = boottime_ns
@@ -380,7 +580,10 @@ def decode(  # noqa: PLR0915  one function: a call costs a tenth of an event
     event.gid = gid
     event.start_boottime_ns = start_boottime_ns if valid & _START else None
     event.cgroup_id = cgroup_id if valid & _CGROUP else None
-    event.namespaces = _namespaces(mnt_ns) if valid & _MNT_NS else None
+    if valid & _CGROUP_PATH:
+        event.cgroup_path, event.container = _cgroup(data[cgroup_at:env_at], flags & _CONTAINER_FLAGS)
+    else:
+        event.cgroup_path = event.container = None
     event.__class__ = _CLASSES[kind]
     return event, lost, flags
 
@@ -392,8 +595,12 @@ def _argv_status(flags: int) -> ArgvStatus:
     return "unreadable" if flags & _UNREADABLE else "truncated" if flags & _TRUNCATED else "complete"
 
 
-# The same few names and paths stand on event after event: looked up, they take a
-# quarter of the time of decoding them, and the events share them.
+def _env_status(flags: int, valid: int) -> ArgvStatus:
+    return "unreadable" if not valid & _ENV else "truncated" if flags & _ENV_TRUNCATED else "complete"
+
+
+# The same few names, paths and rights stand on event after event: looked up, they take
+# a quarter of the time of decoding them, and the events share them.
 
 
 @lru_cache(maxsize=1024)
@@ -410,6 +617,102 @@ def _argv(data: bytes) -> Tuple[str, ...]:
     return tuple((text[:-1] if text[-1] == "\0" else text).split("\0"))
 
 
+@lru_cache(maxsize=1024)
+def _path(data: bytes) -> str:
+    """Turn a path round that stands from the leaf to the root, each name with its NUL."""
+    names = data.decode("utf-8", "surrogateescape").split("\0")[:-1]
+    return "/" + "/".join(reversed(names))
+
+
+@lru_cache(maxsize=64)
+def _env(data: bytes, wanted: EnvNames) -> Tuple[Tuple[str, str], ...]:
+    pairs = (entry.partition("=") for entry in _argv(data))
+    return tuple((name, value) for name, _, value in pairs if wanted is True or name in wanted)  # type: ignore[operator]
+
+
 @lru_cache(maxsize=256)
-def _namespaces(mnt: int) -> Namespaces:
+def _creds(data: bytes) -> Credentials:
+    (
+        uid, gid, suid, sgid, euid, egid, fsuid, fsgid,
+        inheritable, permitted, effective, bounding, ambient, loginuid, sessionid, bits, mode,
+    ) = struct.unpack("<8I5Q4I", data)  # fmt: skip
+    gained = bits & CONTEXT_BITS["GAINED"]
+    return Credentials(
+        uid=uid, gid=gid, suid=suid, sgid=sgid, euid=euid, egid=egid, fsuid=fsuid, fsgid=fsgid,
+        cap_effective=effective, cap_permitted=permitted, cap_inheritable=inheritable, cap_ambient=ambient,
+        loginuid=None if loginuid == ABSENT else loginuid,
+        sessionid=None if sessionid == ABSENT else sessionid,
+        setuid=bool(gained and mode & stat.S_ISUID and euid != uid),
+        setgid=bool(gained and mode & stat.S_ISGID and mode & stat.S_IXGRP and egid != gid),
+        file_capabilities=_file_capabilities(0 in (uid, euid), bits, permitted, bounding, ambient),
+        secureexec=bool(bits & CONTEXT_BITS["SECURE"]) if bits & CONTEXT_BITS["SECURE_KNOWN"] else None,
+    )  # fmt: skip
+
+
+def _file_capabilities(root: bool, bits: int, permitted: int, bounding: int, ambient: int) -> Optional[bool]:
+    """Whether permitted capabilities can only come from the file.
+
+    See "Transformation of capabilities during execve()" in capabilities(7): root has
+    all of the bounding set anyway, another user what the file gives, or else the
+    ambient set, which a file with capabilities clears.
+    """
+    if ambient or not permitted:
+        return False
+    if bits & CONTEXT_BITS["USER_NS"]:  # root there has another number here
+        return None
+    return not root or permitted & bounding != bounding
+
+
+@lru_cache(maxsize=256)
+def _session(data: bytes) -> Session:
+    sid, pgid, major, minor = struct.unpack("<4I", data)
+    tty = (major, minor) if major or minor else (None, None)
+    return Session(sid=sid or None, pgid=pgid or None, tty_major=tty[0], tty_minor=tty[1])
+
+
+@lru_cache(maxsize=1024)
+def _exe(data: bytes, path: bytes, valid: int) -> Executable:
+    bits, mode, inode, size, ctime_s, ctime_ns, device = struct.unpack("<2I2Qq2I", data)
+    text = _path(path) if valid & _EXE_PATH else None
+    memfd = bool(bits & CONTEXT_BITS["DETACHED"] and text and text.startswith("/memfd:"))
+    return Executable(
+        path=text,
+        inode=inode,
+        # As the kernel has it: 12 bits and 20 bits. makedev(3) has it otherwise.
+        device=os.makedev(device >> 20, device & 0xFFFFF),
+        mode=mode,
+        size=size,
+        ctime_ns=ctime_s * 1_000_000_000 + ctime_ns if valid & _EXE_CTIME else None,
+        memfd=memfd,
+        deleted=memfd or bool(bits & CONTEXT_BITS["UNHASHED"]),
+    )
+
+
+@lru_cache(maxsize=4096)
+def _cgroup(data: bytes, flags: int) -> Tuple[Optional[str], Optional[Container]]:
+    path = _path(data)
+    container = containers.parse(path)
+    if container and flags & (_INJECTED | _OWN):
+        container = attrs.evolve(container, injected=bool(flags & _INJECTED))
+    return None if flags & _CUT else path, container
+
+
+@lru_cache(maxsize=256)
+def _mount_ns(mnt: int) -> Namespaces:
     return Namespaces(mnt=mnt)
+
+
+def _namespaces(mnt: int, context: bytes) -> Namespaces:
+    value: Any = _NamespacesBuilder()
+    vpid, pid, net, uts, ipc, cgroup, user, time = struct.unpack_from("<8I", context, _VPID_AT)
+    value.mnt = mnt or None
+    value.pid = pid or None
+    value.net = net or None
+    value.uts = uts or None
+    value.ipc = ipc or None
+    value.cgroup = cgroup or None
+    value.user = user or None
+    value.time = time or None
+    value.vpid = vpid or None
+    value.__class__ = Namespaces
+    return value  # type: ignore[no-any-return]

@@ -18,25 +18,56 @@
 
 #define INLINE static __always_inline
 
-/* A record is put together here, then copied into the ring in one go. A per-CPU
- * value may not exceed 32 KiB. */
+/* What of an exec's record has a fixed place. */
+#define EXEC_HEAD (sizeof(struct record) + sizeof(struct context))
+
+/* A record is put together here, then copied into the ring in one go. */
 struct scratch {
     struct record record;
     char data[2 * PATH_SIZE_MAX + ARGV_SIZE_MAX];
+};
+
+/* Where a walk along a path is: the entry, its mount, and that mount's root. */
+struct walk {
+    u64 dentry;
+    u64 mount;
+    u64 root;
+};
+
+/* An exec has more: what was captured, and five paths and the environment besides. */
+#define NAMES_MAX (2 * PATH_SIZE_MAX)
+#define STRINGS_MAX (5 * PATH_SIZE_MAX)
+struct exec_scratch {
+    struct record record;
+    struct context context;
+    char data[STRINGS_MAX + ENV_SIZE_MAX + ARGV_SIZE_MAX];
+    struct walk walk;
 };
 
 /* Sizes that stand here are the least; the loader sets those that matter. */
 BPF_ARRAY(config, struct config, 1);
 BPF_PERCPU_ARRAY(counters, struct counters, KINDS);
 BPF_PERCPU_ARRAY(scratch, struct scratch, KINDS);
+/* One a CPU: a per-CPU map's value may not exceed 32 KiB. */
+BPF_ARRAY(exec_scratch, struct exec_scratch, 1);
 BPF_HASH(filters, struct filter_key, u8, 1);
 BPF_HASH(tree, u32, struct tree_value, 1);
 BPF_HASH(forks, u32, struct fork_value, 1);
+/* For each cgroup that was seen, which parts of the filter (PART_) its container hits. */
+BPF_TABLE("lru_hash", u64, u8, containers, 1);
 /* When each process last executed, and which have been told to have ended. */
 BPF_TABLE("lru_hash", u32, u64, exec_times, 1);
 BPF_TABLE("lru_hash", struct exit_key, u8, ended, 1);
 BPF_RINGBUF_OUTPUT(events, 1);
 BPF_PERF_OUTPUT(perf_events);
+
+/* The compiler knows bounds that the verifier does not, and drops the checks that
+ * the verifier wants to see. This makes it forget what it knows of a value. */
+INLINE u64 opaque(u64 value)
+{
+    asm volatile("" : "+r"(value));
+    return value;
+}
 
 /* ---- Kernel memory -------------------------------------------------------- */
 
@@ -63,28 +94,100 @@ INLINE u32 number(const void *base, u32 offset)
     return read_member(&value, sizeof(value), base, offset) ? value : 0;
 }
 
-/* The process id of a task's process in the tracer's pid namespace; 0 where it
- * has none there. `leader` is the leader of its thread group. With `nested` the
- * tracer is in a pid namespace of its own. That costs the verifier most of its
+/* A member that is a u64; 0 where it can't be read. */
+INLINE u64 large_number(const void *base, u32 offset)
+{
+    u64 value = 0;
+    return read_member(&value, sizeof(value), base, offset) ? value : 0;
+}
+
+/* The same two for loops, without a branch: each would double what the verifier follows.
+ * The kernel has the member, that was seen to; what can't be read is 0. */
+INLINE void *step(const void *base, u32 offset)
+{
+    void *pointer;
+    bpf_probe_read_kernel(&pointer, sizeof(pointer), (const char *)base + offset);
+    return pointer;
+}
+
+INLINE u32 step_number(const void *base, u32 offset)
+{
+    u32 value;
+    bpf_probe_read_kernel(&value, sizeof(value), (const char *)base + offset);
+    return value;
+}
+
+/* 1 or 0, without a branch. */
+INLINE u64 differs(u64 a, u64 b)
+{
+    u64 bits = opaque(a ^ b);
+    u64 negative = opaque(-bits);
+    return opaque((bits | negative) >> 63);
+}
+
+/* ---- Process ids ---------------------------------------------------------------
+ *
+ * A process has an id in its own pid namespace and in each one around it. With
+ * `nested` the tracer is in a pid namespace of its own, some levels down: it sees the
+ * ids that processes have there. To find that level costs the verifier much of its
  * time, so such programs stand beside those without. */
-INLINE u32 visible_pid(const struct config *cfg, void *leader, bool nested)
+
+/* struct upid is { int nr; struct pid_namespace *ns; } in every kernel since 4.15. */
+#define UPID_SIZE 16
+
+INLINE const void *upid_at(const struct config *cfg, const void *pid, u32 level)
+{
+    return (const char *)pid + cfg->offset_pid_numbers + UPID_SIZE * level;
+}
+
+INLINE void *pid_ns_at(const struct config *cfg, const void *pid, u32 level)
+{
+    return follow(upid_at(cfg, pid, level), cfg->offset_upid_ns);
+}
+
+/* The level of the tracer's pid namespace, if this process is in it or below; else ABSENT.
+ * It goes through `level`, which lies in the record, for the reason told at END. */
+INLINE u32 tracer_level(const struct config *cfg, volatile u32 *level, void *leader, bool nested)
+{
+    if (!nested)
+        return 0;
+
+    void *pid = follow(leader, cfg->offset_task_thread_pid);
+    u32 depth = number(pid, cfg->offset_pid_level);
+
+    u64 found = 0, any = 0;
+
+    /* Without branches, so that the verifier does not go through all that follows once
+     * for each level. */
+    for (u32 i = 0; i < PID_NS_LEVELS; i++) {
+        if (i > depth)
+            break;
+        void *ns = step(upid_at(cfg, pid, i), cfg->offset_upid_ns);
+        u64 mask = differs(step_number(ns, cfg->offset_pid_namespace_inum), cfg->pid_ns) - 1;
+        found |= i & mask;
+        any |= mask;
+    }
+    /* No level has so many bits. */
+    *level = found | ~any;
+    return *level;
+}
+
+/* What a struct pid is called in the tracer's pid namespace; 0 where it has no id there. */
+INLINE u32 visible_number(const struct config *cfg, const void *pid, u32 level, bool nested)
+{
+    if (!pid || level == ABSENT || number(pid, cfg->offset_pid_level) < level)
+        return 0;
+    if (nested && number(pid_ns_at(cfg, pid, level), cfg->offset_pid_namespace_inum) != cfg->pid_ns)
+        return 0;
+    return number(upid_at(cfg, pid, level), 0);
+}
+
+/* The same for the process that `leader` leads. */
+INLINE u32 visible_pid(const struct config *cfg, void *leader, u32 level, bool nested)
 {
     if (!nested)
         return number(leader, cfg->offset_task_tgid);
-
-    void *pid = follow(leader, cfg->offset_task_thread_pid);
-    u32 level = number(pid, cfg->offset_pid_level);
-    /* struct upid is { int nr; struct pid_namespace *ns; } in every kernel since 4.15. */
-    const char *upid = (const char *)pid + cfg->offset_pid_numbers;
-
-    for (u32 i = 0; i < PID_NS_LEVELS; i++, upid += 16) {
-        if (!pid || i > level)
-            break;
-        void *ns = follow(upid, cfg->offset_upid_ns);
-        if (number(ns, cfg->offset_pid_namespace_inum) == cfg->pid_ns)
-            return number(upid, 0);
-    }
-    return 0;
+    return visible_number(cfg, follow(leader, cfg->offset_task_thread_pid), level, nested);
 }
 
 /* Times are those of the tracer's time namespace, as its own clock and /proc tell them. */
@@ -107,30 +210,25 @@ INLINE u64 start_ticks(const struct config *cfg, u64 start_boottime_ns)
     return cfg->tick_ns ? start_boottime_ns / cfg->tick_ns : 0;
 }
 
-/* The id of the task's cgroup in the hierarchy that the loader chose; 0: unknown. */
-INLINE u64 cgroup_id(const struct config *cfg, void *task)
+/* The task's cgroup in the hierarchy that the loader chose. */
+INLINE void *cgroup_of(const struct config *cfg, void *task)
 {
-    u64 id = 0;
+    void *set = follow(task, cfg->offset_task_cgroups);
 
-    void *cgroup, *set = follow(task, cfg->offset_task_cgroups);
-    if (cfg->cgroup_index == ABSENT) {
-        cgroup = follow(set, cfg->offset_css_set_dfl_cgrp);
-    } else {
-        void *state = follow(set, cfg->offset_css_set_subsys + 8 * cfg->cgroup_index);
-        cgroup = follow(state, cfg->offset_css_cgroup);
-    }
-    void *node = follow(cgroup, cfg->offset_cgroup_kn);
-    return read_member(&id, sizeof(id), node, cfg->offset_kernfs_node_id) ? id : 0;
+    if (cfg->cgroup_index == ABSENT)
+        return follow(set, cfg->offset_css_set_dfl_cgrp);
+    void *state = follow(set, cfg->offset_css_set_subsys + 8 * cfg->cgroup_index);
+    return follow(state, cfg->offset_css_cgroup);
 }
 
 /* ---- Who: the head of a record ---------------------------------------------- */
 
-INLINE void read_parent(const struct config *cfg, struct record *r, void *task, bool nested)
+INLINE void read_parent(const struct config *cfg, struct record *r, void *task, u32 level, bool nested)
 {
     void *parent = follow(task, cfg->offset_task_real_parent);
     void *leader = follow(parent, cfg->offset_task_group_leader);
 
-    r->ppid = visible_pid(cfg, leader, nested);
+    r->ppid = visible_pid(cfg, leader, level, nested);
     if (r->ppid)
         r->valid |= VALID_PPID;
     if (read_start(cfg, &r->parent_start_boottime_ns, leader))
@@ -139,7 +237,7 @@ INLINE void read_parent(const struct config *cfg, struct record *r, void *task, 
         r->valid |= VALID_PARENT_COMM;
 }
 
-INLINE void read_namespaces(const struct config *cfg, struct record *r, void *task)
+INLINE void read_mount_ns(const struct config *cfg, struct record *r, void *task)
 {
     void *proxy = follow(task, cfg->offset_task_nsproxy);
     void *mnt = follow(proxy, cfg->offset_nsproxy_mnt_ns);
@@ -150,23 +248,24 @@ INLINE void read_namespaces(const struct config *cfg, struct record *r, void *ta
 }
 
 /* `leader` leads the thread group that the record is about. */
-INLINE void read_identity(const struct config *cfg, struct record *r, void *leader, bool nested)
+INLINE void read_identity(const struct config *cfg, struct record *r, void *leader, u32 level, bool nested)
 {
     u64 ids = bpf_get_current_uid_gid();
 
     r->cpu = bpf_get_smp_processor_id();
     r->host_pid = number(leader, cfg->offset_task_tgid);
-    r->pid = visible_pid(cfg, leader, nested);
+    r->pid = visible_pid(cfg, leader, level, nested);
     r->uid = ids;
     r->gid = ids >> 32;
     bpf_get_current_comm(&r->comm, COMM_SIZE);
     if (read_start(cfg, &r->start_boottime_ns, leader))
         r->valid |= VALID_START;
-    r->cgroup_id = cgroup_id(cfg, leader);
+    void *cgroup = cgroup_of(cfg, leader);
+    r->cgroup_id = large_number(follow(cgroup, cfg->offset_cgroup_kn), cfg->offset_kernfs_node_id);
     if (r->cgroup_id)
         r->valid |= VALID_CGROUP;
-    read_parent(cfg, r, leader, nested);
-    read_namespaces(cfg, r, leader);
+    read_parent(cfg, r, leader, level, nested);
+    read_mount_ns(cfg, r, leader);
 }
 
 /* ---- Whether: the filter ---------------------------------------------------- */
@@ -207,6 +306,18 @@ INLINE u32 parts_of_tree(const struct config *cfg, u32 pid, u64 start_boottime_n
     return member->parts;
 }
 
+/* Python knows what a cgroup's path means. Once it has seen one, it says so here; until
+ * then whatever happens in that cgroup passes. */
+INLINE u32 parts_of_container(struct record *r)
+{
+    u8 *parts = containers.lookup(&r->cgroup_id);
+
+    if (parts)
+        return *parts;
+    r->flags |= FLAG_UNDECIDED;
+    return PART_INCLUDE | PART_EXCLUDE;
+}
+
 struct hits {
     u32 include; /* FILTER_ bits */
     u32 exclude;
@@ -241,63 +352,232 @@ INLINE bool passes(const struct config *cfg, struct record *r)
         note(&hits, FILTER_MNT_NS, parts_of(FILTER_MNT_NS, r->mnt_ns));
     if (asked & FILTER_TREE)
         note(&hits, FILTER_TREE, parts_of_tree(cfg, r->pid, r->start_boottime_ns));
+    if (asked & FILTER_CONTAINER && r->valid & VALID_CGROUP)
+        note(&hits, FILTER_CONTAINER, parts_of_container(r));
 
     if ((hits.include & cfg->include) != cfg->include)
         return false;
     if ((hits.exclude & cfg->exclude) == cfg->exclude) {
-        if (cfg->exclude_final)
+        if (cfg->exclude_final && !(r->flags & FLAG_UNDECIDED))
             return false;
         r->flags |= FLAG_EXCLUDED;
     }
     return true;
 }
 
-/* ---- What: the strings behind the head ---------------------------------------- */
-
-/* The compiler knows bounds that the verifier does not, and drops the checks that
- * the verifier wants to see. This makes it forget what it knows of a value. */
-INLINE u64 opaque(u64 value)
+/* Whether the record is wanted: by the filter, or, marked, for the table of processes. */
+INLINE bool wanted(const struct config *cfg, struct record *r)
 {
-    asm volatile("" : "+r"(value));
-    return value;
+    if (!r->pid)
+        return false;
+    if (passes(cfg, r))
+        return true;
+    r->flags |= FLAG_UNWANTED;
+    return cfg->track;
 }
 
-/* Each of these appends to the data at `at` and returns where the data ends then. */
+/* ---- What: the strings behind the head ---------------------------------------- */
 
-INLINE u64 append_filename(struct scratch *s, const char *filename)
+/* Each of these appends to the data. Where that ends is kept in the record, in a map: the
+ * verifier, which follows every value that a register can have, knows nothing of what is
+ * in a map, and has each part to look at once. */
+#define END(r) (*(volatile u32 *)&(r)->size)
+
+INLINE void append_filename(struct exec_scratch *s, const char *filename)
 {
     u64 size = opaque(bpf_probe_read_kernel_str(s->data, PATH_SIZE_MAX, filename));
 
     if (size > PATH_SIZE_MAX) /* also a negative error */
-        return 0;
+        return;
     s->record.filename_size = size;
-    return size;
+    END(&s->record) = size;
 }
 
-INLINE u64 append_interp(struct scratch *s, const char *interp, u64 at)
+INLINE void append_interp(struct exec_scratch *s, const char *interp)
 {
-    at = opaque(at);
+    u64 at = END(&s->record);
+
     if (at > PATH_SIZE_MAX)
-        return at;
+        return;
     u64 size = opaque(bpf_probe_read_kernel_str(s->data + at, PATH_SIZE_MAX, interp));
     if (size > PATH_SIZE_MAX)
-        return at;
+        return;
     s->record.interp_size = size;
     s->record.valid |= VALID_INTERP;
-    return at + size;
+    END(&s->record) = at + size;
 }
 
-INLINE u64 append_filenames(const struct config *cfg, struct scratch *s, void *bprm)
+INLINE void append_filenames(const struct config *cfg, struct exec_scratch *s, void *bprm)
 {
     const char *filename = follow(bprm, cfg->offset_bprm_filename);
     const char *interp = follow(bprm, cfg->offset_bprm_interp);
-    u64 at = append_filename(s, filename);
 
-    if (interp == filename) {
+    append_filename(s, filename);
+    if (interp == filename)
         s->record.valid |= VALID_INTERP;
-        return at;
+    else
+        append_interp(s, interp);
+}
+
+/* Paths are walked from the leaf to the root and stand so in the record, each name with
+ * its NUL: Python turns them round. */
+
+/* Append one more name to the path at `at`, of which there are `used` bytes. False where
+ * it can't be read or there is no room. */
+INLINE bool append_name(char *data, u64 at, volatile u32 *used, const char *name)
+{
+    u64 there = *used;
+
+    if (there > PATH_SIZE_MAX - NAME_SIZE_MAX)
+        return false;
+    u64 size = opaque(bpf_probe_read_kernel_str(data + at + there, NAME_SIZE_MAX, name));
+    if (size > NAME_SIZE_MAX)
+        return false;
+    *used = there + size;
+    return true;
+}
+
+/* From a directory entry to the root of its mount namespace, over mount points. False
+ * where the path is too long or deep, and then it is not known. The walk goes through
+ * memory for the same reason as END. */
+INLINE bool append_path(const struct config *cfg, struct exec_scratch *s, u64 at, volatile u32 *used, void *mnt,
+                        void *dentry)
+{
+    volatile struct walk *w = &s->walk;
+
+    w->dentry = (u64)dentry;
+    w->mount = (u64)mnt - cfg->offset_mount_mnt;
+    w->root = (u64)step(mnt, cfg->offset_vfsmount_mnt_root);
+    if (!mnt || !w->root)
+        return false;
+    for (u32 i = 0; i < PATH_DEPTH_MAX; i++) {
+        void *here = (void *)w->dentry;
+        void *parent = step(here, cfg->offset_dentry_d_parent);
+        if (here == parent || here == (void *)w->root) {
+            char *mount = (char *)w->mount;
+            char *below = step(mount, cfg->offset_mount_mnt_parent);
+            if (below == mount)
+                return true;
+            w->dentry = (u64)step(mount, cfg->offset_mount_mnt_mountpoint);
+            w->root = (u64)step(below, cfg->offset_mount_mnt + cfg->offset_vfsmount_mnt_root);
+            w->mount = (u64)below;
+            continue;
+        }
+        w->dentry = (u64)parent;
+        if (!append_name(s->data, at, used, step(here, cfg->offset_dentry_name)))
+            return false;
     }
-    return append_interp(s, interp, at);
+    return false;
+}
+
+INLINE void append_exe(const struct config *cfg, struct exec_scratch *s, void *file)
+{
+    void *mnt = follow(file, cfg->offset_file_mnt);
+    void *dentry = follow(file, cfg->offset_file_dentry);
+    struct record *r = &s->record;
+    u64 at = END(r);
+    bool known;
+
+    if (at > NAMES_MAX)
+        return;
+    if (large_number(dentry, cfg->offset_dentry_hashed) == 0)
+        s->context.bits |= CONTEXT_UNHASHED;
+    /* A file that is in no directory has but the name that it was made with (memfd_create). */
+    if (dentry && dentry == follow(dentry, cfg->offset_dentry_d_parent) &&
+        dentry != follow(mnt, cfg->offset_vfsmount_mnt_root)) {
+        s->context.bits |= CONTEXT_DETACHED;
+        known = append_name(s->data, at, &r->exe_size, follow(dentry, cfg->offset_dentry_name));
+    } else {
+        known = append_path(cfg, s, at, &r->exe_size, mnt, dentry);
+    }
+    if (known)
+        r->valid |= VALID_EXE_PATH;
+    else
+        r->exe_size = 0;
+    END(r) = at + r->exe_size;
+}
+
+INLINE void append_cwd(const struct config *cfg, struct exec_scratch *s, void *task)
+{
+    void *fs = follow(task, cfg->offset_task_fs);
+    struct record *r = &s->record;
+    u64 at = END(r);
+
+    if (at > NAMES_MAX + PATH_SIZE_MAX)
+        return;
+    if (append_path(cfg, s, at, &r->cwd_size, follow(fs, cfg->offset_fs_pwd_mnt),
+                    follow(fs, cfg->offset_fs_pwd_dentry)))
+        r->valid |= VALID_CWD;
+    else
+        r->cwd_size = 0;
+    END(r) = at + r->cwd_size;
+}
+
+/* The path of the task's cgroup, up to the root of its hierarchy, at `at` of the data. Of a
+ * very deep one the upper part: whoever may make cgroups in a container must not be able
+ * to hide it by making many. */
+INLINE void append_cgroup(const struct config *cfg, struct record *r, char *data, u64 at, void *task)
+{
+    void *cgroup = cgroup_of(cfg, task);
+    void *node = follow(cgroup, cfg->offset_cgroup_kn);
+    volatile u32 *depth = &r->cgroup_size;
+
+    if (!node)
+        return;
+    *depth = number(cgroup, cfg->offset_cgroup_level);
+    if (*depth >= CGROUP_DEPTH_MAX)
+        r->flags |= FLAG_CGROUP_CUT;
+    for (u32 i = 0; i < CGROUP_SKIP_MAX && *depth >= CGROUP_DEPTH_MAX; i++) {
+        node = step(node, cfg->offset_kernfs_node_parent);
+        *depth -= 1;
+    }
+    r->cgroup_size = 0;
+    for (u32 i = 0; i < CGROUP_DEPTH_MAX; i++) {
+        void *parent = step(node, cfg->offset_kernfs_node_parent);
+        if (!parent) {
+            r->valid |= VALID_CGROUP_PATH;
+            break;
+        }
+        if (!append_name(data, at, &r->cgroup_size, step(node, cfg->offset_kernfs_node_name)))
+            break;
+        node = parent;
+    }
+    if (!(r->valid & VALID_CGROUP_PATH))
+        r->cgroup_size = 0;
+    END(r) = at + r->cgroup_size;
+}
+
+/* Whether a process was put into its container, or descends from one that was. Of a pid
+ * namespace's own processes the first is number 1, and all others descend from it;
+ * what comes in from outside has another number and a parent that is not in it. So: up
+ * through the parents, as far as the initial pid namespace, and look at each step out. */
+INLINE void read_injected(const struct config *cfg, struct record *r, void *leader)
+{
+    void *task = leader;
+    void *pid = follow(task, cfg->offset_task_thread_pid);
+    u32 level = number(pid, cfg->offset_pid_level);
+    u64 left = 0; /* whether a pid namespace was left by its own first process */
+    u64 entered = 0;
+
+    for (u32 i = 0; i < ANCESTORS_MAX; i++) {
+        if (!level) {
+            if (left | entered)
+                r->flags |= entered ? FLAG_INJECTED : FLAG_OWN;
+            return;
+        }
+        void *ns = step(upid_at(cfg, pid, level), cfg->offset_upid_ns);
+        void *parent = step(task, cfg->offset_task_real_parent);
+        void *parent_pid = step(parent, cfg->offset_task_thread_pid);
+        u32 parent_level = step_number(parent_pid, cfg->offset_pid_level);
+        void *parent_ns = step(upid_at(cfg, parent_pid, parent_level), cfg->offset_upid_ns);
+        u64 out = differs((u64)ns, (u64)parent_ns);
+        u64 other = differs(step_number(upid_at(cfg, pid, level), 0), 1);
+        left |= out & ~other;
+        entered |= out & other;
+        task = parent;
+        pid = parent_pid;
+        level = parent_level;
+    }
 }
 
 /* Where the arguments of the program are, and how many bytes of them to take. The
@@ -323,18 +603,183 @@ INLINE void argv_unreadable(struct record *r)
     r->argv_size = 0;
 }
 
-INLINE u64 append_argv(struct scratch *s, const char *start, u64 size, u64 at)
+INLINE void append_argv(struct exec_scratch *s, const char *start, u64 size)
 {
-    at = opaque(at);
+    u64 at = END(&s->record);
+
     size = opaque(size);
-    if (at > 2 * PATH_SIZE_MAX || size > ARGV_SIZE_MAX)
-        return at;
+    if (at > STRINGS_MAX + ENV_SIZE_MAX || size > ARGV_SIZE_MAX)
+        return;
     if (bpf_probe_read_user(s->data + at, size, start)) {
         argv_unreadable(&s->record);
-        return at;
+        return;
     }
     s->record.argv_size = size;
-    return at + size;
+    END(&s->record) = at + size;
+}
+
+/* The environment, written by the kernel as the arguments are. */
+INLINE void append_env(const struct config *cfg, struct exec_scratch *s, void *task)
+{
+    void *mm = follow(task, cfg->offset_task_mm);
+    const char *start = follow(mm, cfg->offset_mm_env_start);
+    const char *end = follow(mm, cfg->offset_mm_env_end);
+    struct record *r = &s->record;
+    u64 size = end - start, at = END(r);
+
+    if (size > cfg->env_size) {
+        size = cfg->env_size;
+        r->flags |= FLAG_ENV_TRUNCATED;
+    }
+    size = opaque(size);
+    if (at > STRINGS_MAX || size > ENV_SIZE_MAX)
+        return;
+    if (!start || bpf_probe_read_user(s->data + at, size, start))
+        return;
+    r->valid |= VALID_ENV;
+    r->env_size = size;
+    END(r) = at + size;
+}
+
+/* ---- What else: captured where it was asked for ----------------------------------- */
+
+/* The kernel notes in the linux_binprm what a program gains: its personality loses
+ * some flags (per_clear) where a set-ID bit or capabilities of the file took effect
+ * (bprm_fill_uid, cap_bprm_creds_from_file), and secureexec becomes AT_SECURE. */
+INLINE u32 gains(const struct config *cfg, const void *bprm)
+{
+    u32 bits = 0;
+    u8 byte = 0;
+
+    if (number(bprm, cfg->offset_bprm_per_clear))
+        bits |= CONTEXT_GAINED;
+    if (cfg->bit_bprm_secureexec != ABSENT &&
+        read_member(&byte, 1, bprm, cfg->bit_bprm_secureexec / 8)) {
+        bits |= CONTEXT_SECURE_KNOWN;
+        if (byte >> (cfg->bit_bprm_secureexec & 7) & 1)
+            bits |= CONTEXT_SECURE;
+    }
+    return bits;
+}
+
+INLINE void read_creds(const struct config *cfg, struct exec_scratch *s, void *task)
+{
+    void *cred = follow(task, cfg->offset_task_cred);
+    struct context *c = &s->context;
+
+    if (read_member(&c->uid, 32, cred, cfg->offset_cred_uid) &&
+        read_member(&c->cap_inheritable, 40, cred, cfg->offset_cred_caps))
+        s->record.valid |= VALID_CREDS;
+    if (!read_member(&c->loginuid, 4, task, cfg->offset_task_loginuid))
+        c->loginuid = ABSENT;
+    if (!read_member(&c->sessionid, 4, task, cfg->offset_task_sessionid))
+        c->sessionid = ABSENT;
+    if (number(follow(cred, cfg->offset_cred_user_ns), cfg->offset_user_namespace_level))
+        c->bits |= CONTEXT_USER_NS;
+}
+
+INLINE void read_session(const struct config *cfg, struct exec_scratch *s, void *task, u32 level, bool nested)
+{
+    void *signal = follow(task, cfg->offset_task_signal);
+    void *tty = follow(signal, cfg->offset_signal_tty);
+    void *driver = follow(tty, cfg->offset_tty_driver);
+    struct context *c = &s->context;
+
+    if (!signal || cfg->offset_signal_sid == ABSENT)
+        return;
+    c->sid = visible_number(cfg, follow(signal, cfg->offset_signal_sid), level, nested);
+    c->pgid = visible_number(cfg, follow(signal, cfg->offset_signal_pgid), level, nested);
+    s->record.valid |= VALID_SESSION;
+    if (driver) {
+        c->tty_major = number(driver, cfg->offset_tty_driver_major);
+        c->tty_minor = number(driver, cfg->offset_tty_driver_minor_start) + number(tty, cfg->offset_tty_index);
+    }
+}
+
+INLINE u32 ns_number(const void *proxy, u32 member, u32 inum)
+{
+    return number(follow(proxy, member), inum);
+}
+
+INLINE void read_namespaces(const struct config *cfg, struct exec_scratch *s, void *task)
+{
+    void *proxy = follow(task, cfg->offset_task_nsproxy);
+    void *cred = follow(task, cfg->offset_task_cred);
+    void *pid = follow(task, cfg->offset_task_thread_pid);
+    u32 level = number(pid, cfg->offset_pid_level);
+    struct context *c = &s->context;
+
+    c->vpid = number(upid_at(cfg, pid, level), 0);
+    c->pid_ns = number(pid_ns_at(cfg, pid, level), cfg->offset_pid_namespace_inum);
+    c->net_ns = ns_number(proxy, cfg->offset_nsproxy_net_ns, cfg->offset_net_inum);
+    c->uts_ns = ns_number(proxy, cfg->offset_nsproxy_uts_ns, cfg->offset_uts_namespace_inum);
+    c->ipc_ns = ns_number(proxy, cfg->offset_nsproxy_ipc_ns, cfg->offset_ipc_namespace_inum);
+    c->cgroup_ns = ns_number(proxy, cfg->offset_nsproxy_cgroup_ns, cfg->offset_cgroup_namespace_inum);
+    c->user_ns = ns_number(cred, cfg->offset_cred_user_ns, cfg->offset_user_namespace_inum);
+    c->time_ns = ns_number(proxy, cfg->offset_nsproxy_time_ns, cfg->offset_time_namespace_inum);
+    s->record.valid |= VALID_NAMESPACES;
+}
+
+/* Bit 31: somebody has looked at the time (I_CTIME_QUERIED, since Linux 6.13). */
+#define NANOSECONDS 0x7fffffff
+
+INLINE void read_file(const struct config *cfg, struct exec_scratch *s, void *file)
+{
+    void *inode = follow(file, cfg->offset_file_inode);
+    struct context *c = &s->context;
+    u16 mode = 0;
+
+    read_member(&mode, 2, inode, cfg->offset_inode_mode);
+    c->mode = mode; /* also tells which of the set-ID bits gave its rights */
+    if (!(cfg->capture & CAPTURE_EXE) || !read_member(&c->inode, 8, inode, cfg->offset_inode_ino))
+        return;
+    s->record.valid |= VALID_EXE;
+    c->device = number(follow(inode, cfg->offset_inode_sb), cfg->offset_super_block_dev);
+    c->file_size = large_number(inode, cfg->offset_inode_size);
+    if (read_member(&c->ctime_s, 8, inode, cfg->offset_inode_ctime_s))
+        s->record.valid |= VALID_EXE_CTIME;
+    c->ctime_ns = number(inode, cfg->offset_inode_ctime_ns) & NANOSECONDS;
+}
+
+/* All that was asked for, behind the names. */
+INLINE void capture(const struct config *cfg, struct exec_scratch *s, void *task, u32 level, bool nested)
+{
+    u32 asked = cfg->capture;
+
+    if (asked & (CAPTURE_CREDS | CAPTURE_EXE)) {
+        void *file = follow(follow(task, cfg->offset_task_mm), cfg->offset_mm_exe_file);
+        read_file(cfg, s, file);
+        if (asked & CAPTURE_EXE)
+            append_exe(cfg, s, file);
+    }
+    if (asked & CAPTURE_CREDS)
+        read_creds(cfg, s, task);
+    if (asked & CAPTURE_SESSION)
+        read_session(cfg, s, task, level, nested);
+    if (asked & CAPTURE_NAMESPACES)
+        read_namespaces(cfg, s, task);
+    if (asked & CAPTURE_CWD)
+        append_cwd(cfg, s, task);
+    if (asked & CAPTURE_CONTAINER) {
+        u64 at = END(&s->record);
+        if (at > NAMES_MAX + 2 * PATH_SIZE_MAX)
+            return;
+        append_cgroup(cfg, &s->record, s->data, at, task);
+        read_injected(cfg, &s->record, task);
+    }
+    if (cfg->env_size)
+        append_env(cfg, s, task);
+}
+
+/* What the other kinds of event have of it. */
+INLINE void capture_container(const struct config *cfg, struct scratch *s, void *leader)
+{
+    u64 at = END(&s->record);
+
+    if (!(cfg->capture & CAPTURE_CONTAINER) || at > PATH_SIZE_MAX)
+        return;
+    append_cgroup(cfg, &s->record, s->data, at, leader);
+    read_injected(cfg, &s->record, leader);
 }
 
 /* ---- Out: into the buffer ------------------------------------------------------- */
@@ -353,14 +798,13 @@ INLINE bool has_room(struct record *r, u32 room)
     return (u64)events.ringbuf_output(r, 0, 0 /* BPF_RB_AVAIL_DATA */) < room;
 }
 
-/* Hand over `size` bytes of data and the head before them. */
-INLINE void emit(void *ctx, const struct config *cfg, struct counters *count, struct scratch *s, u64 size)
+/* Hand over a record: a head of `head` bytes and the data; `max` is the most that it can be. */
+INLINE void emit(void *ctx, const struct config *cfg, struct counters *count, struct record *r, u32 head, u32 max)
 {
-    struct record *r = &s->record;
+    u64 size = opaque((u64)END(r) + head);
     long lost;
 
-    size = opaque(size + sizeof(*r));
-    if (size > sizeof(*s) || size < sizeof(*r)) { /* never: for the verifier */
+    if (size > max || size < sizeof(*r)) { /* never: for the verifier */
         count->lost++;
         return;
     }
@@ -368,30 +812,30 @@ INLINE void emit(void *ctx, const struct config *cfg, struct counters *count, st
     r->lost = count->lost;
     r->boottime_ns = now(cfg);
     if (cfg->perf)
-        lost = perf_events.perf_submit(ctx, s, size);
+        lost = perf_events.perf_submit(ctx, r, size);
     else
         /* Wakes the reader only if it had read all there was (BPF_RB_NO_WAKEUP is not
          * set); while it waits out its latency, nobody is woken and nobody pays. */
-        lost = events.ringbuf_output(s, size, 0);
+        lost = events.ringbuf_output(r, size, 0);
     if (lost)
         count->lost++;
 }
 
 /* More arguments than a scratch buffer holds: straight into the ring, where room
  * can only be had in sizes that the verifier knows. */
-INLINE void emit_in_room(const struct config *cfg, struct counters *count, struct scratch *s,
-                         const char *start, u64 size, u64 at, u64 room_size)
+INLINE void emit_in_room(const struct config *cfg, struct counters *count, struct exec_scratch *s,
+                         const char *start, u64 size, u64 room_size)
 {
     struct record *r = &s->record;
+    u64 at = opaque((u64)END(r) + EXEC_HEAD);
     char *room = events.ringbuf_reserve(room_size);
 
     if (!room) {
         count->lost++;
         return;
     }
-    at = opaque(at + sizeof(*r));
     size = opaque(size);
-    if (at > sizeof(*r) + 2 * PATH_SIZE_MAX || size > room_size - LARGE_HEAD_MAX) {
+    if (at > EXEC_HEAD + STRINGS_MAX + ENV_SIZE_MAX || size > room_size - LARGE_HEAD_MAX) {
         events.ringbuf_discard(room, 0);
         count->lost++;
         return;
@@ -408,25 +852,25 @@ INLINE void emit_in_room(const struct config *cfg, struct counters *count, struc
     events.ringbuf_submit(room, 0);
 }
 
-/* A room and its own head have to fit into a ring of the next power of two, twice. */
+/* A room and its own head have to fit into a ring of the next power of two. */
 #define ROOM(kib) (((kib) << 10) - 4096)
 #define FITS(size, kib) ((size) <= ROOM(kib) - LARGE_HEAD_MAX)
 
-INLINE void emit_large(const struct config *cfg, struct counters *count, struct scratch *s,
-                       const char *start, u64 size, u64 at)
+INLINE void emit_large(const struct config *cfg, struct counters *count, struct exec_scratch *s,
+                       const char *start, u64 size)
 {
     if (FITS(size, 64))
-        emit_in_room(cfg, count, s, start, size, at, ROOM(64));
+        emit_in_room(cfg, count, s, start, size, ROOM(64));
     else if (FITS(size, 128))
-        emit_in_room(cfg, count, s, start, size, at, ROOM(128));
+        emit_in_room(cfg, count, s, start, size, ROOM(128));
     else if (FITS(size, 256))
-        emit_in_room(cfg, count, s, start, size, at, ROOM(256));
+        emit_in_room(cfg, count, s, start, size, ROOM(256));
     else if (FITS(size, 512))
-        emit_in_room(cfg, count, s, start, size, at, ROOM(512));
+        emit_in_room(cfg, count, s, start, size, ROOM(512));
     else if (FITS(size, 1024))
-        emit_in_room(cfg, count, s, start, size, at, ROOM(1024));
+        emit_in_room(cfg, count, s, start, size, ROOM(1024));
     else
-        emit_in_room(cfg, count, s, start, size, at, (2 << 20) + LARGE_HEAD_MAX);
+        emit_in_room(cfg, count, s, start, size, (2 << 20) + LARGE_HEAD_MAX);
 }
 
 /* ---- What happened ---------------------------------------------------------------- */
@@ -452,6 +896,27 @@ INLINE bool begin(struct kind *k, u32 kind)
     return true;
 }
 
+/* The same for execs. */
+struct exec {
+    struct config *cfg;
+    struct counters *count;
+    struct exec_scratch *s;
+};
+
+INLINE bool begin_exec(struct exec *e)
+{
+    u32 zero = 0, kind = KIND_EXEC, cpu = bpf_get_smp_processor_id();
+
+    e->cfg = config.lookup(&zero);
+    e->count = counters.lookup(&kind);
+    e->s = exec_scratch.lookup(&cpu);
+    if (!e->cfg || !e->count || !e->s)
+        return false;
+    __builtin_memset(e->s, 0, EXEC_HEAD);
+    e->s->record.kind = kind;
+    return true;
+}
+
 /* For the exit record that will want it. */
 INLINE void note_exec_time(const struct config *cfg, struct record *r)
 {
@@ -462,22 +927,25 @@ INLINE void note_exec_time(const struct config *cfg, struct record *r)
 }
 
 /* The last of an exec: its arguments, behind the names, and out. */
-INLINE void emit_with_argv(void *ctx, struct kind *k, void *task, u64 at)
+INLINE void emit_with_argv(void *ctx, struct exec *e, void *task)
 {
-    struct record *r = &k->s->record;
+    struct record *r = &e->s->record;
     const char *start;
-    u64 size = argv_of(k->cfg, r, task, &start);
+    u64 size = argv_of(e->cfg, r, task, &start);
 
 #if !defined(LARGE) || LARGE
     if (size > ARGV_SIZE_MAX)
-        emit_large(k->cfg, k->count, k->s, start, size, at);
+        emit_large(e->cfg, e->count, e->s, start, size);
     else
 #endif
-        emit(ctx, k->cfg, k->count, k->s, append_argv(k->s, start, size, at));
+    {
+        append_argv(e->s, start, size);
+        emit(ctx, e->cfg, e->count, r, EXEC_HEAD, sizeof(*e->s));
+    }
     if (r->flags & FLAG_ARGV_UNREADABLE)
-        k->count->argv_unreadable++;
+        e->count->argv_unreadable++;
     if (r->flags & FLAG_ARGV_TRUNCATED)
-        k->count->argv_truncated++;
+        e->count->argv_truncated++;
 }
 
 /* args: struct task_struct *p, pid_t old_pid, struct linux_binprm *bprm
@@ -489,25 +957,29 @@ INLINE int on_exec(struct bpf_raw_tracepoint_args *ctx, bool nested)
     void *task = (void *)ctx->args[0];
     u32 old_pid = ctx->args[1];
     void *bprm = (void *)ctx->args[2];
-    struct kind k;
+    struct exec e;
 
-    if (!begin(&k, KIND_EXEC))
+    if (!begin_exec(&e))
         return 0;
-    struct config *cfg = k.cfg;
-    struct record *r = &k.s->record;
-    k.count->seen++;
+    struct config *cfg = e.cfg;
+    struct record *r = &e.s->record;
+    u32 level = tracer_level(cfg, &r->level, task, nested);
+    e.count->seen++;
 
-    read_identity(cfg, r, task, nested);
+    read_identity(cfg, r, task, level, nested);
     /* The kernel has already freed the caller's own id in other namespaces. */
     r->tid = nested ? r->pid : old_pid;
     note_exec_time(cfg, r);
-    if (!r->pid || !passes(cfg, r)) {
-        k.count->filtered++;
+    if (!wanted(cfg, r)) {
+        e.count->filtered++;
         return 0;
     }
 
     r->argc = number(bprm, cfg->offset_bprm_argc);
-    emit_with_argv(ctx, &k, task, append_filenames(cfg, k.s, bprm));
+    e.s->context.bits = gains(cfg, bprm);
+    append_filenames(cfg, e.s, bprm);
+    capture(cfg, e.s, task, level, nested);
+    emit_with_argv(ctx, &e, task);
     return 0;
 }
 
@@ -575,63 +1047,72 @@ INLINE u64 append_user_string(struct scratch *s, u64 at, u64 pointer)
 }
 
 /* The arguments, from where the caller keeps them. */
-INLINE u64 append_pointers(const struct config *cfg, struct scratch *s, const struct call *call, u64 at)
+INLINE void append_pointers(const struct config *cfg, struct scratch *s, const struct call *call)
 {
     struct record *r = &s->record;
-    u64 pointer, begun = at;
+    u64 pointer;
 
     for (u32 i = 0; i <= FAILED_ARGS_MAX; i++) {
+        u64 at = END(r);
         if (!read_pointer(&pointer, call->argv + i * (call->compat ? 4 : 8), call->compat))
             goto unreadable;
         if (!pointer)
-            return at;
-        at = opaque(at);
-        if (i == FAILED_ARGS_MAX || at > PATH_SIZE_MAX + ARGV_SIZE_MAX || at - begun >= cfg->argv_size)
+            return;
+        if (i == FAILED_ARGS_MAX || at > PATH_SIZE_MAX + ARGV_SIZE_MAX || r->argv_size >= cfg->argv_size)
             break;
         u64 size = append_user_string(s, at, pointer);
         if (size > PATH_SIZE_MAX)
             goto unreadable;
-        at += size;
+        END(r) = at + size;
         r->argv_size += size;
         r->argc++;
         if (size == PATH_SIZE_MAX) /* perhaps cut */
             break;
     }
     r->flags |= FLAG_ARGV_TRUNCATED;
-    return at;
+    return;
 unreadable:
+    END(r) -= r->argv_size;
     argv_unreadable(r);
-    return begun;
 }
 
-INLINE void on_failure(void *ctx, const struct call *call, u32 error, u32 tid, bool nested)
+/* Whether to look at a failure at all. Asked before anything is read: a loop of them comes
+ * here a million times a second. */
+INLINE bool begin_failure(struct kind *k)
 {
-    struct kind k;
+    if (!begin(k, KIND_FAILED))
+        return false;
+    if (k->cfg->perf || has_room(&k->s->record, k->cfg->room_failed))
+        return true;
+    k->count->seen++;
+    k->count->lost++;
+    return false;
+}
 
-    if (!begin(&k, KIND_FAILED))
-        return;
-    struct config *cfg = k.cfg;
-    struct record *r = &k.s->record;
-    k.count->seen++;
-    /* Before anything is read: a loop of these comes here a million times a second. */
-    if (!cfg->perf && !has_room(r, cfg->room_failed)) {
-        k.count->lost++;
-        return;
-    }
+INLINE void on_failure(void *ctx, struct kind *k, const struct call *call, u32 error, u32 tid, u32 level,
+                       bool nested)
+{
+    struct config *cfg = k->cfg;
+    struct record *r = &k->s->record;
+
+    k->count->seen++;
     void *task = (void *)bpf_get_current_task();
-    read_identity(cfg, r, follow(task, cfg->offset_task_group_leader), nested);
+    void *leader = follow(task, cfg->offset_task_group_leader);
+    read_identity(cfg, r, leader, level, nested);
     r->tid = tid ? tid : r->pid;
     r->status = error;
     if (!r->pid || !passes(cfg, r)) {
-        k.count->filtered++;
+        k->count->filtered++;
         return;
     }
-    u64 at = append_user_string(k.s, 0, call->filename);
-    if (at > PATH_SIZE_MAX)
-        at = 0;
-    r->filename_size = at;
-    at = append_pointers(cfg, k.s, call, at);
-    emit(ctx, cfg, k.count, k.s, at);
+    u64 size = append_user_string(k->s, 0, call->filename);
+    if (size > PATH_SIZE_MAX)
+        size = 0;
+    r->filename_size = size;
+    END(r) = size;
+    capture_container(cfg, k->s, leader);
+    append_pointers(cfg, k->s, call);
+    emit(ctx, cfg, k->count, r, sizeof(*r), sizeof(*k->s));
 }
 
 /* args: struct pt_regs *regs, long ret
@@ -650,7 +1131,12 @@ INLINE int on_sys_exit(struct bpf_raw_tracepoint_args *ctx, bool nested)
     struct config *cfg = config.lookup(&zero);
     if (!cfg || !is_exec(cfg, (void *)ctx->args[0], &call))
         return 0;
-    on_failure(ctx, &call, -result, nested ? 0 : (u32)bpf_get_current_pid_tgid(), nested);
+    struct kind k;
+    if (!begin_failure(&k))
+        return 0;
+    void *task = (void *)bpf_get_current_task();
+    u32 level = tracer_level(cfg, &k.s->record.level, task, nested);
+    on_failure(ctx, &k, &call, -result, nested ? 0 : (u32)bpf_get_current_pid_tgid(), level, nested);
     return 0;
 }
 
@@ -658,12 +1144,12 @@ INLINE int on_sys_exit(struct bpf_raw_tracepoint_args *ctx, bool nested)
 
 /* The tree of a filter's descendants_of grows: returns nothing, for the filter that
  * comes behind looks into the map. */
-INLINE void follow_child(const struct config *cfg, struct counters *count, void *child, bool nested)
+INLINE void follow_child(const struct config *cfg, struct counters *count, void *child, u32 level, bool nested)
 {
     void *task = (void *)bpf_get_current_task();
     void *leader = follow(task, cfg->offset_task_group_leader);
-    u32 parent_pid = visible_pid(cfg, leader, nested);
-    u32 child_pid = visible_pid(cfg, child, nested);
+    u32 parent_pid = visible_pid(cfg, leader, level, nested);
+    u32 child_pid = visible_pid(cfg, child, level, nested);
     u64 parent_start = 0, child_start = 0;
 
     read_start(cfg, &parent_start, leader);
@@ -688,6 +1174,23 @@ INLINE void follow_child(const struct config *cfg, struct counters *count, void 
         count->tree_full++;
 }
 
+/* Of a process that starts or ends the head is all, and the container. */
+INLINE void emit_process(void *ctx, struct kind *k, void *leader)
+{
+    struct config *cfg = k->cfg;
+    struct record *r = &k->s->record;
+
+    k->count->seen++;
+    if (!wanted(cfg, r))
+        k->count->filtered++;
+    else if (!cfg->perf && !has_room(r, cfg->room_process))
+        k->count->lost++;
+    else {
+        capture_container(cfg, k->s, leader);
+        emit(ctx, cfg, k->count, r, sizeof(*r), sizeof(*k->s));
+    }
+}
+
 /* args: struct task_struct *parent, struct task_struct *child */
 INLINE int on_fork(struct bpf_raw_tracepoint_args *ctx, bool nested)
 {
@@ -701,21 +1204,14 @@ INLINE int on_fork(struct bpf_raw_tracepoint_args *ctx, bool nested)
     /* A thread is not a process. */
     if (number(child, cfg->offset_task_pid) != number(child, cfg->offset_task_tgid))
         return 0;
+    u32 level = tracer_level(cfg, &r->level, child, nested);
     if (cfg->tree)
-        follow_child(cfg, k.count, child, nested);
-    if (!cfg->forks)
+        follow_child(cfg, k.count, child, level, nested);
+    if (!cfg->forks && !cfg->track)
         return 0;
-    k.count->seen++;
-    read_identity(cfg, r, child, nested);
+    read_identity(cfg, r, child, level, nested);
     r->tid = r->pid;
-    if (!r->pid || !passes(cfg, r)) {
-        k.count->filtered++;
-        return 0;
-    }
-    if (!cfg->perf && !has_room(r, cfg->room_process))
-        k.count->lost++;
-    else
-        emit(ctx, cfg, k.count, k.s, 0);
+    emit_process(ctx, &k, child);
     return 0;
 }
 
@@ -747,22 +1243,17 @@ INLINE int on_last_exit(void *ctx, struct kind *k, void *task, void *signal, boo
     struct config *cfg = k->cfg;
     struct record *r = &k->s->record;
     void *leader = follow(task, cfg->offset_task_group_leader);
+    u32 level = tracer_level(cfg, &r->level, leader, nested);
 
-    if (cfg->exits) {
-        k->count->seen++;
-        read_identity(cfg, r, leader, nested);
+    if (cfg->exits || cfg->track) {
+        read_identity(cfg, r, leader, level, nested);
         r->tid = nested ? r->pid : (u32)bpf_get_current_pid_tgid();
         read_exec_time(r);
         r->status = exit_status(cfg, signal, leader);
-        if (!r->pid || !passes(cfg, r))
-            k->count->filtered++;
-        else if (!cfg->perf && !has_room(r, cfg->room_process))
-            k->count->lost++;
-        else
-            emit(ctx, cfg, k->count, k->s, 0);
+        emit_process(ctx, k, leader);
     }
     if (cfg->tree) {
-        u32 pid = visible_pid(cfg, leader, nested);
+        u32 pid = visible_pid(cfg, leader, level, nested);
         if (pid)
             tree.delete(&pid);
     }
@@ -800,7 +1291,7 @@ INLINE int on_exit(struct bpf_raw_tracepoint_args *ctx, bool nested)
     /* Threads that go at once may each see the last one's zero: the first of them counts. */
     key.host_pid = number(leader, k.cfg->offset_task_tgid);
     read_start(k.cfg, &key.start_boottime_ns, leader);
-    if (k.cfg->exits && ended.insert(&key, &one))
+    if ((k.cfg->exits || k.cfg->track) && ended.insert(&key, &one))
         return 0;
     return on_last_exit(ctx, &k, task, signal, nested);
 }
@@ -808,8 +1299,8 @@ INLINE int on_exit(struct bpf_raw_tracepoint_args *ctx, bool nested)
 /* ---- The other way: kprobes ------------------------------------------------------------ */
 
 /* Where a kernel has no tracepoints: a kprobe on the entry of execve and execveat, a
- * kretprobe on their return, and between them one on begin_new_exec, which is where the
- * kernel has found the program and still knows its names. Registers are x86_64's. */
+ * kretprobe on their return, and between them one on setup_new_exec, which is where the
+ * kernel has taken the program on and still knows its names. Registers are x86_64's. */
 #define ENTRY_ARGUMENT 112 /* struct pt_regs: di */
 #define RETURN_VALUE 80    /* ax */
 #define REGISTER(ctx, offset) (*(u64 *)((char *)(ctx) + (offset)))
@@ -851,8 +1342,9 @@ INLINE int on_entry(void *ctx, bool at, bool compat, bool nested)
     struct call call = {};
     u32 zero = 0;
     struct config *cfg = config.lookup(&zero);
+    struct in_flight *f = entering.lookup(&zero);
 
-    if (!cfg)
+    if (!cfg || !f)
         return 0;
     call.compat = compat;
     if (compat) {
@@ -862,15 +1354,18 @@ INLINE int on_entry(void *ctx, bool at, bool compat, bool nested)
         call.filename = argument(regs, at ? cfg->offset_regs_si : cfg->offset_regs_di);
         call.argv = argument(regs, at ? cfg->offset_regs_dx : cfg->offset_regs_si);
     }
-    if (nested)
-        call.tid = visible_pid(cfg, (void *)bpf_get_current_task(), true);
-    else
+    void *task = (void *)bpf_get_current_task();
+    if (nested) {
+        call.level = tracer_level(cfg, &f->call.level, task, true);
+        call.tid = visible_pid(cfg, task, call.level, true);
+    } else
         call.tid = bpf_get_current_pid_tgid();
     return enter(&call);
 }
 
-/* int begin_new_exec(struct linux_binprm *bprm), since Linux 5.8 */
-INLINE int on_begin_new_exec(void *ctx)
+/* void setup_new_exec(struct linux_binprm *bprm): the new credentials are in place, the
+ * names are still there. */
+INLINE int on_setup_new_exec(void *ctx)
 {
     const void *bprm = (const void *)REGISTER(ctx, ENTRY_ARGUMENT);
     u64 task = bpf_get_current_task();
@@ -883,6 +1378,7 @@ INLINE int on_begin_new_exec(void *ctx)
     const char *filename = follow(bprm, cfg->offset_bprm_filename);
     const char *interp = follow(bprm, cfg->offset_bprm_interp);
     f->call.argc = number(bprm, cfg->offset_bprm_argc);
+    f->call.bits = gains(cfg, bprm);
     u64 size = opaque(bpf_probe_read_kernel_str(f->data, PATH_SIZE_MAX, filename));
     if (size > PATH_SIZE_MAX)
         return 0;
@@ -900,32 +1396,36 @@ INLINE int on_begin_new_exec(void *ctx)
 /* The new program is in place and about to run its first instruction. */
 INLINE void on_success(void *ctx, struct in_flight *f, void *task, bool nested)
 {
-    struct kind k;
+    struct exec e;
 
-    if (!begin(&k, KIND_EXEC))
+    if (!begin_exec(&e))
         return;
-    struct config *cfg = k.cfg;
-    struct record *r = &k.s->record;
-    k.count->seen++;
-    read_identity(cfg, r, task, nested);
+    struct config *cfg = e.cfg;
+    struct record *r = &e.s->record;
+    u32 level = f->call.level;
+    e.count->seen++;
+    read_identity(cfg, r, task, level, nested);
     r->tid = f->call.tid;
     r->argc = f->call.argc;
     r->valid |= f->call.valid;
+    e.s->context.bits = f->call.bits;
     note_exec_time(cfg, r);
-    if (!r->pid || !passes(cfg, r)) {
-        k.count->filtered++;
+    if (!wanted(cfg, r)) {
+        e.count->filtered++;
         return;
     }
     r->filename_size = f->call.filename_size;
     r->interp_size = f->call.interp_size;
-    u64 at = opaque((u64)r->filename_size + r->interp_size);
-    if (at > 2 * PATH_SIZE_MAX) { /* never: for the verifier */
-        k.count->lost++;
+    u64 size = opaque((u64)r->filename_size + r->interp_size);
+    if (size > NAMES_MAX) { /* never: for the verifier */
+        e.count->lost++;
         return;
     }
-    bpf_probe_read_kernel(k.s->data, at, f->data);
+    bpf_probe_read_kernel(e.s->data, size, f->data);
+    END(r) = size;
 
-    emit_with_argv(ctx, &k, task, at);
+    capture(cfg, e.s, task, level, nested);
+    emit_with_argv(ctx, &e, task);
 }
 
 INLINE int on_return(void *ctx, bool nested)
@@ -936,14 +1436,15 @@ INLINE int on_return(void *ctx, bool nested)
     struct config *cfg = config.lookup(&zero);
     struct counters *count = counters.lookup(&kind);
     struct in_flight *f = in_flight.lookup(&task);
+    struct kind k;
 
     if (!cfg || !count || !f) /* it had entered before the probes were there */
         return 0;
     count->returned++;
     if (result == 0)
         on_success(ctx, f, (void *)task, nested);
-    else if (cfg->failed && result < 0 && result > -512)
-        on_failure(ctx, &f->call, -result, f->call.tid, nested);
+    else if (cfg->failed && result < 0 && result > -512 && begin_failure(&k))
+        on_failure(ctx, &k, &f->call, -result, f->call.tid, f->call.level, nested);
     in_flight.delete(&task);
     return 0;
 }
@@ -1088,9 +1589,9 @@ int kretprobe__exec__nested(void *ctx)
 
 #if !defined(KPROBE) || KPROBE == 1
 
-int kprobe__begin_new_exec(void *ctx)
+int kprobe__setup_new_exec(void *ctx)
 {
-    return on_begin_new_exec(ctx);
+    return on_setup_new_exec(ctx);
 }
 
 /* int kernel_execve(const char *filename, ...): programs that the kernel itself starts */

@@ -92,6 +92,19 @@ class Btf:
             total += bits
         return total // 8 if total % 8 == 0 else None
 
+    def bit_field(self, structure: str, name: str) -> Optional[int]:
+        """Return the offset in bits of a bit field, one bit wide; None where there is none of that name."""
+        number = self._names.get((_STRUCT, structure))
+        if number is None:
+            return None
+        at = self._starts[number]
+        sized = self._words[at + 1] >> 31
+        for part in range(at + 3, at + 3 + 3 * (self._words[at + 1] & 0xFFFF), 3):
+            size_and_offset = self._words[part + 2]
+            if sized and size_and_offset >> 24 == 1 and self._string(self._words[part]) == name:
+                return size_and_offset & 0xFFFFFF
+        return None
+
     def enumerator(self, enum: str, name: str) -> Optional[int]:
         """Return the value of a member of an enum, e.g. ``("cgroup_subsys_id", "memory_cgrp_id")``."""
         at = self._names.get((_ENUM, enum))

@@ -18,6 +18,7 @@ _FIELDS = {
     "cgroups": "cgroup",
     "mount_ns": "mnt_ns",
     "descendants_of": "tree",
+    "containers": "container",
 }
 
 
@@ -47,7 +48,8 @@ def compile_filter(filter: Optional[Filter]) -> KernelFilter:
                 continue
             field = _FIELDS[name]
             masks[part] |= wire.FILTER_BITS[field]
-            for member in members:
+            # What a container's cgroup is, Python finds out as it comes.
+            for member in members if name != "containers" else ():
                 parts[field, member] = parts.get((field, member), 0) | part
     return KernelFilter(
         config={

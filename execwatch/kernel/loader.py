@@ -32,27 +32,31 @@ class LoadedImage:
     def __init__(self, image: ProgramImage, programs: Iterable[str], max_entries: Mapping[str, int]) -> None:
         self.maps: Dict[str, int] = {}
         self.programs: Dict[str, int] = {}
-        present = {program.name: program for program in image.programs}
-        chosen = [present[name] for name in programs]
-        used = {name for p in chosen for _, name in p.relocations}
+        self._max_entries = max_entries
         try:
-            for m in image.maps:
-                if m.name in used:
-                    # 0: one for each CPU, which depends on the machine.
-                    entries = max_entries.get(m.name, m.max_entries) or possible_cpus()
-                    self.maps[m.name] = bpf.map_create(
-                        m.type, m.key_size, m.value_size, entries, m.flags, m.name
-                    )
-            for program in chosen:
-                self.programs[program.name] = bpf.program_load(
-                    PROGRAM_TYPES[program.type],
-                    relocate(program, self.maps),
-                    image.license,
-                    program.target,
-                )
+            self.load(image, programs)
         except BaseException:
             self.close()
             raise
+
+    def load(self, image: ProgramImage, programs: Iterable[str]) -> None:
+        """Load more programs: they share the maps of those that are there.
+
+        Raises:
+            PrivilegeError, LoadError, NotSupportedError: As :mod:`execwatch.kernel.bpf` says.
+        """
+        present = {program.name: program for program in image.programs}
+        chosen = [present[name] for name in programs if name not in self.programs]
+        used = {name for p in chosen for _, name in p.relocations}
+        for m in image.maps:
+            if m.name in used and m.name not in self.maps:
+                # 0: one for each CPU, which depends on the machine.
+                entries = self._max_entries.get(m.name, m.max_entries) or possible_cpus()
+                self.maps[m.name] = bpf.map_create(m.type, m.key_size, m.value_size, entries, m.flags, m.name)
+        for program in chosen:
+            self.programs[program.name] = bpf.program_load(
+                PROGRAM_TYPES[program.type], relocate(program, self.maps), image.license, program.target
+            )
 
     def attach(self, name: str, target: str) -> int:
         """Attach a program to a tracepoint or function; return the link."""

@@ -37,21 +37,18 @@ class Losses:
         self._as_events = as_events
         self._silent_until = 0.0
 
-    def before(self, event: AnyProcessEvent, lost: int, told: Told, events: List[AnyEvent]) -> None:
-        """Note a record that tells how many were lost before it on its CPU.
+    def before(self, event: AnyProcessEvent, lost: int, told: Told) -> List[LostEvents]:
+        """Return the gap before a record that tells how many were lost on its CPU, if there is one.
 
         Args:
             told: Brought up to date.
-            events: Gets the gap.
         """
         where = event.cpu, event.kind
         count = lost - told.get(where, 0)
         if count <= 0:  # less: behind() has told of later ones already
-            return
+            return []
         told[where] = lost
-        self._tell(
-            [_gap(event.time_ns, event.boottime_ns, event.cpu, count, "buffer_full", event.kind)], events
-        )
+        return [_gap(event.time_ns, event.boottime_ns, event.cpu, count, "buffer_full", event.kind)]
 
     def behind(
         self,
@@ -59,9 +56,8 @@ class Losses:
         lost: Mapping[Tuple[int, str], int],
         skipped: Mapping[str, int],
         offset_ns: int,
-        events: List[AnyEvent],
-    ) -> Ledger:
-        """Note losses that no record tells of: those at the end of a storm.
+    ) -> Tuple[Ledger, List[LostEvents]]:
+        """Return the losses that no record tells of: those at the end of a storm.
 
         Args:
             lost, skipped: The counters now.
@@ -69,7 +65,7 @@ class Losses:
         """
         now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         told, told_skipped = dict(ledger.told), dict(ledger.skipped)
-        gaps = []
+        gaps: List[LostEvents] = []
         for (cpu, kind), total in lost.items():
             count = total - told.get((cpu, kind), 0)
             if count > 0:
@@ -81,14 +77,17 @@ class Losses:
                 told_skipped[kind] = total
                 gaps.append(_gap(now + offset_ns, now, None, count, "skipped", kind))
         if not gaps:
-            return ledger
-        self._tell(gaps, events)
-        return Ledger(tuple(told.items()), tuple(told_skipped.items()))
+            return ledger, gaps
+        return Ledger(tuple(told.items()), tuple(told_skipped.items())), gaps
 
-    def _tell(self, gaps: List[LostEvents], events: List[AnyEvent]) -> None:
+    def tell(self, gaps: List[LostEvents], events: List[AnyEvent]) -> None:
+        """Put gaps among the events, or in the log."""
         if self._as_events:
             events += gaps
-            return
+        elif gaps:
+            self._log(gaps)
+
+    def _log(self, gaps: List[LostEvents]) -> None:
         now = time.monotonic()
         if now >= self._silent_until:
             self._silent_until = now + _LOG_PAUSE

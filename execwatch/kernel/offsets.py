@@ -33,7 +33,8 @@ def load(cache_directory: Optional[str] = None) -> Dict[str, int]:
     build_id = kernel_build_id()
     name = f"offsets-{build_id}" if build_id else None
     names = [
-        *(f"offset_{member}" for member in wire.OFFSETS),
+        *(f"offset_{member}" for member in (*wire.OFFSETS, *wire.SIGNAL_PIDS)),
+        "bit_bprm_secureexec",
         *(f"cgroup_index_{subsystem}" for subsystem in _SUBSYSTEMS),
         "exit_has_group_dead",
     ]
@@ -53,19 +54,37 @@ def load(cache_directory: Optional[str] = None) -> Dict[str, int]:
 
 def _from_btf(types: btf.Btf) -> Dict[str, int]:
     offsets = {
-        f"offset_{name}": _or_absent(types.offset(structure, path))
-        for name, (structure, path) in wire.OFFSETS.items()
+        f"offset_{name}": _or_absent(_offset(types, structure, paths))
+        for name, (structure, paths) in wire.OFFSETS.items()
     }
     for name in _NEEDED:
         if offsets[f"offset_{name}"] == wire.ABSENT:
             structure, path = wire.OFFSETS[name]
             raise NotSupportedError(f"member {path} in struct {structure}", "5.8")
+    for name, (size, members) in wire.RUNS.items():
+        structure = wire.OFFSETS[name][0]
+        places = [types.offset(structure, member) for member in members]
+        first = offsets[f"offset_{name}"]
+        if places != [first + size * i for i in range(len(members))]:
+            offsets[f"offset_{name}"] = wire.ABSENT
+    pids = types.offset("signal_struct", "pids")
+    for name, kind in wire.SIGNAL_PIDS.items():
+        index = types.enumerator("pid_type", kind)
+        known = pids is not None and index is not None
+        offsets[f"offset_{name}"] = pids + 8 * index if known else wire.ABSENT  # type: ignore[operator]
+    offsets["bit_bprm_secureexec"] = _or_absent(types.bit_field("linux_binprm", "secureexec"))
     for subsystem in _SUBSYSTEMS:
         value = types.enumerator("cgroup_subsys_id", f"{subsystem}_cgrp_id")
         offsets[f"cgroup_index_{subsystem}"] = _or_absent(value)
     # The first parameter is the probe's own data, the second the task.
     offsets["exit_has_group_dead"] = int(types.parameters("btf_trace_sched_process_exit") == 3)
     return offsets
+
+
+def _offset(types: btf.Btf, structure: str, paths: str) -> Optional[int]:
+    """The first of the paths that this kernel has."""
+    found = (types.offset(structure, path) for path in paths.split("|"))
+    return next((offset for offset in found if offset is not None), None)
 
 
 def _or_absent(value: Optional[int]) -> int:
@@ -75,7 +94,7 @@ def _or_absent(value: Optional[int]) -> int:
 def _fingerprint() -> str:
     import zlib
 
-    return f"{zlib.crc32(repr((*wire.OFFSETS.items(), _SUBSYSTEMS, 2)).encode()):08x}"
+    return f"{zlib.crc32(repr((*wire.OFFSETS.items(), *wire.RUNS.items(), _SUBSYSTEMS, 3)).encode()):08x}"
 
 
 def kernel_build_id() -> Optional[str]:

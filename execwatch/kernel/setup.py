@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from typing import List, Mapping, Optional, Tuple
+from typing import FrozenSet, List, Mapping, Optional, Tuple
 
 import attrs
 
@@ -27,6 +27,10 @@ _ENDED = 4096
 _IN_FLIGHT = 512
 
 
+#: Cgroups whose containers the kernel remembers to match or not; of others Python is asked again.
+_CGROUPS = 16384
+
+
 @attrs.frozen
 class Options:
     """A tracer's own options, as :class:`~execwatch.ExecTracer` explains them."""
@@ -39,6 +43,8 @@ class Options:
     buffer_size: int
     argv_size: int
     latency: float
+    capture: FrozenSet[str] = frozenset()
+    env: wire.EnvNames = False
 
 
 @attrs.frozen
@@ -72,37 +78,39 @@ def plan(options: Options, kernel_filter: filtering.KernelFilter, clock: wire.Cl
     tree = bool(kernel_filter.roots)
     if options.failed and found["offset_regs_orig_ax"] == wire.ABSENT:
         raise NotSupportedError("failed execs on this architecture", hint="x86_64 has them")
-    chosen: _Chosen = []
-    if options.forks or tree:
-        chosen.append(("fork", "raw_tracepoint__sched_process_fork", ("sched_process_fork",)))
-    if options.exits or tree:
-        variant = "__group_dead" if found["exit_has_group_dead"] else ""
-        chosen.append(("exit", f"raw_tracepoint__sched_process_exit{variant}", ("sched_process_exit",)))
+    chosen = _processes(found, forks=options.forks or tree, exits=options.exits or tree)
     chosen += _kprobes() if options.probe == "kprobe" else _tracepoints(options.failed)
     named = [(kind, _variant(name, bool(namespace)), targets) for kind, name, targets in chosen]
     perf = options.buffer == "perf"
     processes = _pid_limit()
+    fields = kernel_filter.config["include"] | kernel_filter.config["exclude"]
+    by_container = bool(fields & wire.FILTER_BITS["container"])
+    capture = options.capture | ({"container"} if by_container else set())
     return Setup(
         programs={name: kind for kind, name, _ in named},
         kinds=_kinds(options),
         attachments=tuple((name, target) for _, name, targets in named for target in targets),
         sizes={
             "events": 4096 * 16 if perf else options.buffer_size,
+            "exec_scratch": loader.possible_cpus(),
+            "containers": _CGROUPS if by_container else 1,
             "filters": max(1, len(kernel_filter.entries)),
             "tree": processes if tree else 1,
             "forks": processes if tree else 1,
             "exec_times": processes if options.exits else 1,
             "in_flight": max(_IN_FLIGHT, 64 * loader.possible_cpus()),
-            "ended": max(_ENDED, 256 * loader.possible_cpus()) if options.exits else 1,
+            "ended": max(_ENDED, 256 * loader.possible_cpus()),
         },
         config={
-            **{name: value for name, value in found.items() if name.startswith("offset_")},
+            **{name: value for name, value in found.items() if name.startswith(("offset_", "bit_"))},
             **kernel_filter.config,
             "pid_ns": namespace,
             "tick_ns": clock.tick_ns,
             "boot_offset_ns": _boot_offset(),
             "cgroup_index": _cgroup_index(found),
             "argv_size": options.argv_size,
+            "env_size": wire.LIMITS["ENV_SIZE_MAX"] if options.env else 0,
+            "capture": sum(wire.CAPTURE[part] for part in capture),
             "tree": tree,
             "forks": options.forks,
             "exits": options.exits,
@@ -119,19 +127,40 @@ def _kinds(options: Options) -> Tuple[str, ...]:
     return tuple(kind for kind, wanted in asked.items() if wanted)
 
 
-def defines(options: Options, tree: bool) -> Tuple[str, ...]:
-    """Return the macros that leave in exec.bpf.c only what :func:`plan` chooses."""
+def defines(options: Options, processes: bool) -> Tuple[str, ...]:
+    """Return the macros that leave in exec.bpf.c only what :func:`plan` chooses.
+
+    Args:
+        processes: Forks and exits are needed for something else than their events.
+    """
     wanted = {
         "NESTED": bool(probes.pid_namespace()),
         "KPROBE": options.probe == "kprobe",
-        "PROCESSES": options.forks or options.exits or tree,
+        "PROCESSES": options.forks or options.exits or processes,
         "FAILED": options.failed,
         "LARGE": options.argv_size > wire.LIMITS["ARGV_SIZE_MAX"],
     }
     return tuple(f"{name}={int(value)}" for name, value in wanted.items())
 
 
+def tracking() -> Mapping[str, Tuple[str, str]]:
+    """Return the programs that the table of processes needs: by name, their kind and tracepoint."""
+    nested = bool(probes.pid_namespace())
+    chosen = _processes(offsets.load(), forks=True, exits=True)
+    return {_variant(name, nested): (kind, targets[0]) for kind, name, targets in chosen}
+
+
 _Chosen = List[Tuple[str, str, Tuple[str, ...]]]
+
+
+def _processes(found: Mapping[str, int], *, forks: bool, exits: bool) -> _Chosen:
+    chosen: _Chosen = []
+    if forks:
+        chosen.append(("fork", "raw_tracepoint__sched_process_fork", ("sched_process_fork",)))
+    if exits:
+        variant = "__group_dead" if found["exit_has_group_dead"] else ""
+        chosen.append(("exit", f"raw_tracepoint__sched_process_exit{variant}", ("sched_process_exit",)))
+    return chosen
 
 
 def _tracepoints(failed: bool) -> _Chosen:
@@ -147,7 +176,7 @@ def _kprobes() -> _Chosen:
     entries: _Chosen = [("exec", f"kprobe__{name}", (symbol,)) for name, symbol in kprobe.ENTRIES.items()]
     return [
         ("exec", "kretprobe__exec", (*kprobe.ENTRIES.values(), kprobe.FROM_KERNEL)),
-        ("exec", "kprobe__begin_new_exec", ("begin_new_exec",)),
+        ("exec", "kprobe__setup_new_exec", ("setup_new_exec",)),
         *entries,
         ("exec", "kprobe__kernel_execve", (kprobe.FROM_KERNEL,)),
     ]
@@ -155,7 +184,7 @@ def _kprobes() -> _Chosen:
 
 def _variant(name: str, nested: bool) -> str:
     """The program for a tracer in a pid namespace of its own; where pids don't matter there is but one."""
-    if not nested or name in ("kprobe__begin_new_exec", "kprobe__kernel_execve"):
+    if not nested or name in ("kprobe__setup_new_exec", "kprobe__kernel_execve"):
         return name
     return name + ("_nested" if name.count("__") > 1 else "__nested")
 

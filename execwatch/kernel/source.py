@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import os
 import struct
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple, Union
 
 import attrs
 
 from execwatch import wire
 from execwatch.errors import NotSupportedError
-from execwatch.events import AnyEvent, AnyProcessEvent, ExecEvent, FailedExecEvent
-from execwatch.filters import Filter, user_part
+from execwatch.events import AnyEvent, AnyProcessEvent, LostEvents
+from execwatch.filters import Filter, container_test, user_exclusion, user_part
 from execwatch.kernel import bpf, filtering, kprobe, loader, setup, subtree
 from execwatch.kernel.image import ProgramImage
 from execwatch.kernel.losses import Ledger, Losses
@@ -23,10 +23,21 @@ from execwatch.kernel.perf import PerfBuffers
 from execwatch.kernel.ring import Ring
 from execwatch.source import COUNTED, Batch, Counts, KindCounts
 
+if TYPE_CHECKING:
+    from execwatch.processes import Process
+
 _COUNTERS = wire.struct_of(wire.COUNTERS)
+_EXCLUDED, _UNDECIDED, _UNWANTED = (wire.FLAGS[name] for name in ("EXCLUDED", "UNDECIDED", "UNWANTED"))
 
 #: The kinds in the order of their counters.
 _KINDS = dict(zip(COUNTED, wire.KINDS.values()))
+
+
+#: What the table of processes is made of.
+_TRACKED = ("exec", "fork", "exit")
+
+#: Returns the image, given what may be left out of it.
+LoadImage = Callable[[Tuple[str, ...]], ProgramImage]
 
 
 class Position(NamedTuple):
@@ -45,7 +56,7 @@ class KernelSource:
     """Load and attach at construction; then read until closed.
 
     Args:
-        image: The kernel half.
+        load_image: Returns the kernel half, with the macros given that leave out parts of it.
         filter: With its names resolved, or None.
         options: What to trace, through which buffer.
         lost: Whether gaps are events.
@@ -56,12 +67,17 @@ class KernelSource:
     """
 
     def __init__(
-        self, image: ProgramImage, filter: Optional[Filter], options: setup.Options, *, lost: bool
+        self, load_image: LoadImage, filter: Optional[Filter], options: setup.Options, *, lost: bool
     ) -> None:
         _check_pids(filter)
+        self._load_image = load_image
+        self._options = options
+        self._tracking = False
         self._losses = Losses(as_events=lost)
+        self._filter = filter
         self._include = user_part(filter) if filter else None
-        self._exclude = user_part(filter.exclude) if filter and filter.exclude else None
+        self._exclude = user_exclusion(filter.exclude) if filter and filter.exclude else None
+        self._env = options.env
         self._cpus = loader.possible_cpus()
         self._final: Optional[Counts] = None
         self._subtree_full = 0
@@ -70,9 +86,11 @@ class KernelSource:
         self._buffer: Union[Ring, PerfBuffers, None] = None
 
         kernel_filter = filtering.compile_filter(filter)
+        image = load_image(setup.defines(options, bool(kernel_filter.roots)))
         plan = setup.plan(options, kernel_filter, self._clock)
-        self._programs = plan.programs
+        self._programs = dict(plan.programs)
         self._kinds = plan.kinds
+        self._config = dict(plan.config)
         self._missed = 0
         self._image = loader.LoadedImage(image, plan.programs, plan.sizes)
         try:
@@ -89,7 +107,7 @@ class KernelSource:
         self.start: Position = Position(self._buffer.start)
 
     def _attach(self, kernel_filter: filtering.KernelFilter, plan: setup.Setup) -> None:
-        maps, config = self._image.maps, dict(plan.config)
+        maps, config = self._image.maps, self._config
         arming = 0
         for parts in kernel_filter.roots.values():
             arming |= parts
@@ -136,49 +154,104 @@ class KernelSource:
 
     def _decode(self, data: bytes, starts: List[int], position: Position) -> Batch:
         events: List[AnyEvent] = []
-        add, decode, clock = events.append, wire.decode, self._clock
+        history: List[AnyEvent] = []
+        tracking, kinds = self._tracking, self._kinds
+        add, decode, clock, env = events.append, wire.decode, self._clock, self._env
         passes = self._passes if self._include or self._exclude else None
         told = dict(position.ledger.told)
         filtered: Dict[str, int] = {}
         undecodable = 0
         for start in starts:
             try:
-                event, lost, flags = decode(data, start, clock)
+                event, lost, flags = decode(data, start, clock, env)
             except ValueError as exc:
                 undecodable += 1
                 _log_undecodable(exc)
                 continue
             if lost:
-                self._losses.before(event, lost, told, events)
-            if passes is None or passes(event, flags):
+                self._gaps(self._losses.before(event, lost, told), events, history)
+            if tracking:
+                history.append(event)
+                if event.kind not in kinds:
+                    continue
+            if not flags & _UNWANTED and (passes is None or passes(event, flags)):
                 add(event)
             else:
                 filtered[event.kind] = filtered.get(event.kind, 0) + 1
         # Two CPUs can step over each other by less than a microsecond.
         events.sort(key=_boottime)
+        history.sort(key=_boottime)
         if told:
             position = position._replace(ledger=position.ledger._replace(told=tuple(told.items())))
-        return Batch(events, position, filtered, undecodable)
+        return Batch(events, position, filtered, undecodable, history)
+
+    def _gaps(self, gaps: List[LostEvents], events: List[AnyEvent], history: List[AnyEvent]) -> None:
+        if self._tracking:
+            history += gaps
+        self._losses.tell([gap for gap in gaps if gap.of in self._kinds], events)
 
     def _passes(self, event: AnyProcessEvent, flags: int) -> bool:
-        """The part of the filter that the kernel can't decide: paths and arguments, where there are any."""
-        if not isinstance(event, (ExecEvent, FailedExecEvent)):
-            return True
+        """The part of the filter that the kernel can't decide."""
+        if flags & _UNDECIDED:
+            self._decide_container(event)
         if self._include and not self._include(event):
             return False
-        return not (self._exclude and flags & wire.FLAGS["EXCLUDED"] and self._exclude(event))
+        return not (self._exclude and flags & _EXCLUDED and self._exclude(event))
+
+    def _decide_container(self, event: AnyProcessEvent) -> None:
+        """Tell the kernel what to think of this event's cgroup from now on."""
+        assert self._filter is not None
+        if event.cgroup_id is None or event.cgroup_path is None:
+            return
+        parts = 0
+        for part, half in ((wire.INCLUDE, self._filter), (wire.EXCLUDE, self._filter.exclude)):
+            if half and half.containers is not None and container_test(half.containers)(event):
+                parts |= part
+        key, value = event.cgroup_id.to_bytes(8, "little"), bytes((parts,))
+        bpf.map_update(self._image.maps["containers"], key, value)
 
     def gaps(self, position: Position) -> Batch:
         """Return the losses that no record has told of."""
         events: List[AnyEvent] = []
+        history: List[AnyEvent] = []
+        kinds = {*self._kinds, *_TRACKED} if self._tracking else self._kinds
         lost = {
-            (cpu, kind): values["lost"]
-            for kind in self._kinds
-            for cpu, values in enumerate(self._values(kind))
+            (cpu, kind): values["lost"] for kind in kinds for cpu, values in enumerate(self._values(kind))
         }
-        skipped = {kind: count for kind, count in self._skipped().items() if kind in self._kinds}
-        ledger = self._losses.behind(position.ledger, lost, skipped, self._clock.offset_ns, events)
-        return Batch(events, position._replace(ledger=ledger))
+        skipped = {kind: count for kind, count in self._skipped().items() if kind in kinds}
+        ledger, gaps = self._losses.behind(position.ledger, lost, skipped, self._clock.offset_ns)
+        self._gaps(gaps, events, history)
+        return Batch(events, position._replace(ledger=ledger), history=history)
+
+    # -- The table of processes ---------------------------------------------------
+
+    def track(self) -> Iterator[Process]:
+        """Attach what the table of processes needs; return what /proc shows of processes that run.
+
+        No process is missed: what starts or ends from now on is in the history, and /proc is
+        read after that. A process may be in both.
+        """
+        from execwatch.kernel import procfs  # late: most tracers don't need it
+
+        if not self._tracking:
+            before = procfs.scan(self._clock)
+            self._attach_tracking()
+            for key, process in procfs.scan(self._clock).items():
+                # Its parent may have ended in between.
+                yield before.get(key, process)
+
+    def _attach_tracking(self) -> None:
+        needed = setup.tracking()
+        missing = [name for name in needed if name not in self._programs]
+        if missing:
+            self._image.load(self._load_image(setup.defines(self._options, True)), missing)
+        self._configure({**self._config, "track": 1})
+        self._config["track"] = 1
+        self._tracking = True
+        for name in missing:
+            kind, target = needed[name]
+            self._programs[name] = kind
+            self._link(name, target)
 
     # -- Counting -----------------------------------------------------------------
 
@@ -220,12 +293,13 @@ class KernelSource:
             values = self._values(kind)
             totals = {name: sum(value[name] for value in values) for _, name in wire.COUNTERS}
             missed = skipped.get(kind, 0)
-            if kind not in self._kinds:  # its program only keeps the tree
-                extra["tree_full"] += missed
-                missed = 0
-            kinds[kind] = KindCounts(totals["seen"] + missed, totals["filtered"], totals["lost"], missed)
             for name in extra:
                 extra[name] += totals[name]
+            if kind in self._kinds:
+                kinds[kind] = KindCounts(totals["seen"] + missed, totals["filtered"], totals["lost"], missed)
+            else:  # its program only keeps the filter's tree, or the table of processes
+                kinds[kind] = KindCounts()
+                extra["tree_full"] += missed
         return Counts(kinds, extra["tree_full"], extra["argv_truncated"], extra["argv_unreadable"])
 
     # -- Letting go ---------------------------------------------------------------
@@ -255,20 +329,13 @@ class KernelSource:
         self._image.close()
 
 
-#: Returns the image, given what may be left out of it.
-LoadImage = Callable[[Tuple[str, ...]], ProgramImage]
-
-
 def open_source(
     load_image: LoadImage, filter: Optional[Filter], options: setup.Options, *, lost: bool
 ) -> KernelSource:
     """Return the source; with ``probe="auto"`` by kprobes where the kernel has no tracepoint."""
 
     def open_with(probe: str) -> KernelSource:
-        chosen = attrs.evolve(options, probe=probe)
-        tree = bool(filtering.compile_filter(filter).roots)
-        image = load_image(setup.defines(chosen, tree))
-        return KernelSource(image, filter, chosen, lost=lost)
+        return KernelSource(load_image, filter, attrs.evolve(options, probe=probe), lost=lost)
 
     if options.probe != "auto":
         return open_with(options.probe)

@@ -16,7 +16,7 @@ import struct
 from typing import Dict, Mapping, Optional, Set, Tuple
 
 from execwatch import wire
-from execwatch.kernel import bpf
+from execwatch.kernel import bpf, procfs
 
 #: Rounds of reading the log; two or three are usual.
 _ROUNDS = 1000
@@ -40,22 +40,13 @@ def stat(pid: int) -> Optional[Tuple[int, int]]:
     """Return a process's parent and start time in ticks; None where there is no such process."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            # The name, in parentheses, may hold anything: proc_pid_stat(5).
-            fields = file.read().rpartition(b")")[2].split()
+            found = procfs.parse_stat(file.read())
     except (FileNotFoundError, ProcessLookupError):
         return None
     except PermissionError:
-        _log_hidden()
+        procfs.log_hidden()
         return None
-    return int(fields[1]), int(fields[19])
-
-
-def _log_hidden() -> None:
-    import logging
-
-    logging.getLogger("execwatch").warning(
-        "/proc hides other users' processes (hidepid): descendants among them that run already are not known"
-    )
+    return found.ppid, found.start_ticks
 
 
 def fill(tree: int, forks: int, roots: Mapping[int, int], known: _Parents) -> int:

@@ -19,7 +19,8 @@ TOOLS = {
     str(debian.KEYRING): "debian-archive-keyring",
 }
 PYTHON = ("ca-certificates", "python3", "python3-venv")
-FULL = (*PYTHON, "gcc", "libc6-dev", "make", "python3-bpfcc", "python3-pip", "strace")
+CONTAINERS = ("busybox-static", "crun", "runc")
+FULL = (*PYTHON, *CONTAINERS, "gcc", "libc6-dev", "make", "python3-bpfcc", "python3-pip", "strace")
 MARKER = "etc/execwatch-tree.json"
 
 

@@ -18,7 +18,14 @@ def example(name: str, *options: str) -> tuple[str, ...]:
 
 def test_all_of_them_are_here_and_short() -> None:
     names = {path.stem for path in EXAMPLES.glob("*.py")}
-    assert names == {"iterator", "callbacks", "asyncio_events", "filter_subtree", "select_loop"}
+    assert names == {
+        "iterator",
+        "callbacks",
+        "asyncio_events",
+        "filter_subtree",
+        "select_loop",
+        "shell_in_container",
+    }
     for path in EXAMPLES.glob("*.py"):
         assert len(path.read_text().splitlines()) < 60, path.name
 

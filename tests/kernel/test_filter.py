@@ -27,8 +27,8 @@ def names(programs: Programs) -> list[str]:
     nothing = pathlib.Path(programs("nothing"))
     found = [nothing.parent / name for name in ("alpha", "beta", "a_name_of_more_than_fifteen_bytes")]
     for path in found:
-        if not path.is_symlink():
-            path.symlink_to(nothing)
+        if not path.exists():
+            os.link(nothing, path)  # not a symbolic link: the kernel would resolve it
     return [str(path) for path in found]
 
 

@@ -1,0 +1,123 @@
+"""What a user receives of processes: frozen values."""
+
+from __future__ import annotations
+
+from typing import Iterator, List, Optional, Sequence, Tuple
+
+import attrs
+from typing_extensions import final
+
+from execwatch import render
+from execwatch.events import Container
+
+#: Rows of a drawn tree are not moved further right than so many levels: the lines
+#: of a chain of 100,000 processes would have 15 GB.
+_DEEPEST = 40
+
+
+@final
+@attrs.frozen(kw_only=True, weakref_slot=False)
+class Process:
+    """A process as far as it is known. It never changes: ask the table again for what came later.
+
+    Attributes:
+        key: Names it for good, as ``process_key`` of its events does.
+        pid: Process id, in the tracer's pid namespace.
+        ppid: That of its true parent, the process that forked it, also when the kernel
+            has since given it another. (What clone(2) makes with CLONE_PARENT is a
+            sibling, as the kernel has it.)
+        parent_key: The true parent's ``key``.
+        comm: Name, at most 15 bytes: as its exec, its fork or /proc told, in this order.
+        argv: Arguments of its program; of its parent's program as long as it has not
+            executed one itself. None where they are unknown: the exec was not seen,
+            or it is a kernel thread.
+        exe: Path of its program's file, likewise; known where events captured ``exe``, and
+            from /proc.
+        uid: Real user id when it executed, else when it was forked.
+        container: The container it runs in; None on the host, or where events didn't capture it.
+        start_boottime_ns: When it was forked; in steps of a clock tick where only
+            /proc told it.
+        exec_boottime_ns: When its program started; None where that was not seen.
+        exit_boottime_ns: When it ended; None where that was not seen.
+        exit_code: What it passed to exit; None where a signal ended it, or it was not seen.
+        signal: The signal that ended it, else None.
+        ended: It has ended. Where the event was lost this is known when its pid comes again.
+        reparented: Its true parent ended before it, so that the kernel gave it another.
+    """
+
+    key: str
+    pid: int
+    ppid: Optional[int] = None
+    parent_key: Optional[str] = None
+    comm: str
+    argv: Optional[Tuple[str, ...]] = None
+    exe: Optional[str] = None
+    uid: Optional[int] = None
+    container: Optional[Container] = None
+    start_boottime_ns: Optional[int] = None
+    exec_boottime_ns: Optional[int] = None
+    exit_boottime_ns: Optional[int] = None
+    exit_code: Optional[int] = None
+    signal: Optional[int] = None
+    ended: bool = False
+    reparented: bool = False
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has not ended, as far as is known."""
+        return not self.ended
+
+    @property
+    def command_line(self) -> str:
+        """``argv``, or ``comm`` where that is unknown, as one printable line, quoted for a shell."""
+        return render.command_line(self.argv or (self.comm,))
+
+
+@final
+@attrs.frozen(weakref_slot=False)
+class ProcessTree:
+    """Processes below each other. Iterating gives the rows, ``str()`` draws them.
+
+    Attributes:
+        rows: Depth and process: a parent before its children, these in the order of their start.
+    """
+
+    rows: Tuple[Tuple[int, Process], ...]
+
+    def __iter__(self) -> Iterator[Tuple[int, Process]]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __str__(self) -> str:
+        """A line a process: pid, command line quoted for a shell, how it ended.
+
+        Rows deeper than 40 levels are not moved further right; they begin with their depth.
+        """
+        # From the last to the first: then it is known who has siblings further down.
+        siblings: List[bool] = []  # at each depth
+        lines: List[str] = []
+        for depth, process in reversed(self.rows):
+            siblings += [False] * (depth + 1 - len(siblings))
+            lines.append(_indent(depth, siblings) + _line(process))
+            siblings[depth] = True
+            del siblings[depth + 1 :]
+        return "\n".join(reversed(lines))
+
+
+def _indent(depth: int, siblings: Sequence[bool]) -> str:
+    if depth == 0:
+        return ""
+    bars = "".join("│  " if more else "   " for more in siblings[1 : min(depth, _DEEPEST)])
+    told = f"[{depth}] " if depth > _DEEPEST else ""
+    return bars + ("├─ " if siblings[depth] else "└─ ") + told
+
+
+def _line(process: Process) -> str:
+    text = f"{process.pid} {process.command_line}"
+    if process.signal is not None:
+        return f"{text} (signal {process.signal})"
+    if process.exit_code is not None:
+        return f"{text} (exit code {process.exit_code})"
+    return f"{text} (ended)" if process.ended else text
