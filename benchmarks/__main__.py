@@ -13,10 +13,10 @@ import platform
 import sys
 import tempfile
 
-from benchmarks import decode, startup, storm
+from benchmarks import capture, decode, startup, storm
 from benchmarks.measure import Figure, Programs
 
-SUITES = {"startup": startup.run, "decode": decode.run, "storm": storm.run}
+SUITES = {"startup": startup.run, "decode": decode.run, "storm": storm.run, "capture": capture.run}
 
 
 def main() -> int:

@@ -51,7 +51,8 @@ Probe: TypeAlias = Literal["auto", "tracepoint", "kprobe"]
 Buffer: TypeAlias = Literal["auto", "ring", "perf"]
 Part: TypeAlias = Literal["creds", "session", "namespaces", "exe", "cwd", "container"]
 
-_PARTS: Tuple[Part, ...] = ("creds", "session", "namespaces", "exe", "cwd", "container")
+#: All that can be captured, and what is captured by default.
+CAPTURE: Tuple[Part, ...] = ("creds", "session", "namespaces", "exe", "cwd", "container")
 
 #: The option that each further kind of event needs.
 _OPTIONS = {
@@ -173,7 +174,7 @@ class ExecTracer(Generic[E_co]):
         buffer_size: int = DEFAULT_BUFFER_SIZE,
         argv_size: int = DEFAULT_ARGV_SIZE,
         latency: float = 0.01,
-        capture: Iterable[Part] = _PARTS,
+        capture: Iterable[Part] = CAPTURE,
         env: Union[bool, Iterable[str], None] = None,
     ) -> None:
         if filter is not None and not isinstance(filter, Filter):
@@ -192,7 +193,7 @@ class ExecTracer(Generic[E_co]):
             raise TypeError(f"latency: expected seconds, got {latency!r}")
         if not 0 <= latency <= 1:
             raise ValueError(f"latency: expected 0 to 1 second, got {latency!r}")
-        parts = arguments.check_choices("capture", capture, _PARTS)
+        parts = arguments.check_choices("capture", capture, CAPTURE)
         names = _env_names(env)
 
         def open_kernel() -> Source:

@@ -85,7 +85,7 @@ class Machine:
             self._now += 1000
             name = f"program{len(self.events)}"
             self._set(key, comm=name, argv=(f"/bin/{name}", "-x"), exe=None, exec_boottime_ns=self._now)
-            self._tell(exec_event, key, argv=self.ever[key].argv, comm=name)
+            self._tell(exec_event, key, argv=self.ever[key].argv, exe=None)
 
     def exit(self, index: int) -> None:
         self._end(index, exit_code=index % 3)
@@ -129,6 +129,7 @@ class Machine:
             "uid": process.uid,
             "start_boottime_ns": process.start_boottime_ns,
             "boottime_ns": self._now,
+            "cgroup_path": None,
         }
         self.events.append(make(**{**common, **fields}))
 

@@ -26,6 +26,7 @@ def who(pid: int, parent: Optional[int] = None, **fields: Any) -> Dict[str, Any]
         "ppid": parent,
         "start_boottime_ns": pid * SECOND,
         "boottime_ns": pid * SECOND,
+        "cgroup_path": None,  # not captured
         **fields,
     }
 
@@ -81,7 +82,7 @@ def test_a_fork_has_its_parents_program_until_it_executes() -> None:
     child = get(table, 2)
     assert (child.argv, child.exe, child.comm, child.uid) == (("make", "-j2"), "/usr/bin/make", "make", 8)
     assert child.exec_boottime_ns is None
-    table.feed(exec_event(**who(2, 1, argv=("cc",), comm="cc", boottime_ns=9 * SECOND)))
+    table.feed(exec_event(**who(2, 1, argv=("cc",), comm="cc", exe=None, boottime_ns=9 * SECOND)))
     child = get(table, 2)
     assert (child.argv, child.exe, child.comm, child.exec_boottime_ns) == (("cc",), None, "cc", 9 * SECOND)
     assert get(table, 1).argv == ("make", "-j2")
@@ -195,7 +196,7 @@ def test_another_parent_later_is_that_of_an_orphan_though_the_exit_was_lost() ->
 
 def test_a_fork_is_believed_before_a_snapshot_and_this_before_an_exec() -> None:
     table = ProcessTable()
-    table.feed(exec_event(**who(9, 1, argv=("x",))))
+    table.feed(exec_event(**who(9, 1, argv=("x",), exe=None)))
     assert get(table, 9).parent_key == "p1"
     assert not get(table, 9).reparented
     table.add(Process(key="p9", pid=9, ppid=2, parent_key="p2", comm="y", argv=("y",), exe="/y"))

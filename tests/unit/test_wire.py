@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import pathlib
 import pickle
 import shutil
@@ -12,94 +13,40 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from execwatch import (
+    Container,
+    Credentials,
     ExecEvent,
+    Executable,
     ExitEvent,
     FailedExecEvent,
     ForkEvent,
     Namespaces,
     ProcessEvent,
+    Session,
+    event_from_dict,
     wire,
 )
 from execwatch.build import source
 
-CLOCK = wire.Clock(boot_id="b007", tick_ns=10_000_000, offset_ns=1_000_000_000_000)
-
-ALL_VALID = sum(wire.VALID.values())
-
-#: Every member with a value of its own.
-MEMBERS: Dict[str, Any] = {
-    "kind": wire.KINDS["EXEC"],
-    "valid": ALL_VALID,
-    "boottime_ns": 5_000_000_001,
-    "lost": 12,
-    "cpu": 3,
-    "pid": 101,
-    "tid": 102,
-    "host_pid": 103,
-    "ppid": 104,
-    "uid": 105,
-    "gid": 106,
-    "argc": 107,
-    "status": 2,
-    "exec_boottime_ns": 4_995_000_003,
-    "start_boottime_ns": 4_990_000_001,
-    "parent_start_boottime_ns": 3_990_000_002,
-    "cgroup_id": 2**40 + 1,
-    "mnt_ns": 4026531841,
-    "comm": b"child",
-    "parent_comm": b"parent",
-}
-
-
-def record(
-    filename: bytes = b"./run\0", interp: bytes = b"/bin/sh\0", argv: bytes = b"run\0-x\0", **members: Any
-) -> bytes:
-    """Return a record as the kernel half writes it."""
-    sizes = {"filename_size": len(filename), "interp_size": len(interp), "argv_size": len(argv)}
-    data = filename + interp + argv
-    size = wire.struct_of(wire.RECORD).size + len(data)
-    return wire.pack(wire.RECORD, {"size": size, **MEMBERS, **sizes, **members}) + data
-
-
-def decoded(*args: bytes, **members: Any) -> Any:
-    return wire.decode(record(*args, **members), 0, CLOCK)[0]
+from .records import (
+    ALL_VALID,
+    CLOCK,
+    CONTAINER_ID,
+    MEMBERS,
+    MEMBERS_OF_CONTEXT,
+    STRINGS,
+    constants,
+    decoded,
+    record,
+    without,
+)
 
 
 def argv_of(data: bytes) -> tuple[str, ...]:
     return decoded(b"", b"", data).argv
 
 
-def test_every_member_becomes_the_field_of_its_name() -> None:
-    flags = wire.FLAGS["EXCLUDED"]
-    event, lost, seen_flags = wire.decode(record(flags=flags), 0, CLOCK)
-    assert (lost, seen_flags) == (12, flags)
-    assert event == ExecEvent(
-        time_ns=1_005_000_000_001,
-        boottime_ns=5_000_000_001,
-        cpu=3,
-        pid=101,
-        tid=102,
-        host_pid=103,
-        ppid=104,
-        uid=105,
-        gid=106,
-        argc=107,
-        comm="child",
-        parent_comm="parent",
-        argv=("run", "-x"),
-        argv_status="complete",
-        retval=0,
-        process_key="b007-101-499",
-        parent_key="b007-104-399",
-        filename="./run",
-        interp="/bin/sh",
-        start_boottime_ns=4_990_000_001,
-        cgroup_id=2**40 + 1,
-        namespaces=Namespaces(mnt=4026531841),
-    )
-
-
-IDENTITY = {
+IDENTITY: Dict[str, Any] = {
     "time_ns": 1_005_000_000_001,
     "boottime_ns": 5_000_000_001,
     "cpu": 3,
@@ -114,8 +61,63 @@ IDENTITY = {
     "parent_key": "b007-104-399",
     "start_boottime_ns": 4_990_000_001,
     "cgroup_id": 2**40 + 1,
+    "cgroup_path": f"/system.slice/docker-{CONTAINER_ID.decode()}.scope",
+    "container": Container(id=CONTAINER_ID.decode(), runtime="docker"),
     "namespaces": Namespaces(mnt=4026531841),
 }
+
+
+def test_every_member_becomes_the_field_of_its_name() -> None:
+    flags = wire.FLAGS["EXCLUDED"]
+    event, lost, seen_flags = wire.decode(record(flags=flags), 0, CLOCK, True)
+    assert (lost, seen_flags) == (12, flags)
+    everything = {
+        **IDENTITY,
+        "tid": 102,
+        "argc": 107,
+        "argv": ("run", "-x"),
+        "argv_status": "complete",
+        "retval": 0,
+        "filename": "./run",
+        "interp": "/bin/sh",
+        "namespaces": Namespaces(
+            mnt=4026531841, pid=215, net=216, uts=217, ipc=218, cgroup=219, user=220, time=221, vpid=214
+        ),
+        "creds": Credentials(
+            uid=201,
+            gid=202,
+            suid=203,
+            sgid=204,
+            euid=205,
+            egid=206,
+            fsuid=207,
+            fsgid=208,
+            cap_inheritable=2**40 + 1,
+            cap_permitted=2**40 + 2,
+            cap_effective=2**40 + 3,
+            cap_ambient=0,
+            loginuid=209,
+            sessionid=210,
+            setuid=False,
+            setgid=False,
+            file_capabilities=True,
+            secureexec=False,
+        ),
+        "session": Session(sid=211, pgid=212, tty_major=136, tty_minor=213),
+        "exe": Executable(
+            path="/usr/bin/dash",
+            inode=2**33 + 5,
+            device=0x801,
+            mode=0o100755,
+            size=2**34 + 6,
+            ctime_ns=1_700_000_007_000_000_008,
+        ),
+        "cwd": "/home/user",
+        "env": (("LANG", "C"), ("EMPTY", "")),
+        "env_status": "complete",
+    }
+    assert set(everything) == {field.name for field in attrs.fields(ExecEvent)}
+    assert event == ExecEvent(**everything)
 
 
 def test_the_other_kinds_have_the_same_identity_and_fields_of_their_own() -> None:
@@ -155,32 +157,67 @@ def test_a_decoded_event_is_like_any_other(kind: int) -> None:
     assert "pid=101" in repr(event)
 
 
-@pytest.mark.parametrize(
-    ("bit", "unknown"),
-    [
-        ("PPID", {"ppid", "parent_key"}),
-        ("PARENT_START", {"parent_key"}),
-        ("PARENT_COMM", {"parent_comm"}),
-        ("START", {"start_boottime_ns"}),
-        ("CGROUP", {"cgroup_id"}),
-        ("MNT_NS", {"namespaces"}),
-        ("INTERP", {"interp"}),
-    ],
-)
-def test_without_its_bit_a_field_is_unknown_and_no_other(bit: str, unknown: set[str]) -> None:
-    before = decoded()
-    after = decoded(valid=ALL_VALID & ~wire.VALID[bit])
-    changed = {a.name for a in attrs.fields(ExecEvent) if getattr(before, a.name) != getattr(after, a.name)}
-    assert changed == unknown
-    assert {getattr(after, name) for name in unknown} == {None}
+#: What becomes unknown without each bit; members that the kernel half leaves 0 then.
+BITS: Dict[str, Any] = {
+    "PPID": {"ppid", "parent_key"},
+    "PARENT_START": {"parent_key"},
+    "PARENT_COMM": {"parent_comm"},
+    "START": {"start_boottime_ns"},
+    "CGROUP": {"cgroup_id"},
+    "MNT_NS": ({"namespaces.mnt"}, {"mnt_ns": 0}),
+    "INTERP": {"interp"},
+    "EXEC_TIME": {"exec_boottime_ns"},
+    "CREDS": {"creds"},
+    "SESSION": {"session"},
+    "NAMESPACES": {
+        f"namespaces.{name}" for name in ("pid", "net", "uts", "ipc", "cgroup", "user", "time", "vpid")
+    },
+    "EXE": {"exe"},
+    "EXE_PATH": {"exe.path"},
+    "EXE_CTIME": {"exe.ctime_ns"},
+    "CWD": {"cwd"},
+    "CGROUP_PATH": {"cgroup_path", "container"},
+    "ENV": {"env", "env_status"},
+}
+
+
+def changed(before: Any, after: Any) -> Dict[str, Any]:
+    """The fields that differ, those of nested values by their paths, and what they are now."""
+    found: Dict[str, Any] = {}
+    for field in attrs.fields(type(before)):
+        one, other = getattr(before, field.name), getattr(after, field.name)
+        if type(one) is type(other) and attrs.has(type(one)):
+            found.update({f"{field.name}.{name}": value for name, value in changed(one, other).items()})
+        elif one != other:
+            found[field.name] = other
+    return found
+
+
+@pytest.mark.parametrize("bit", BITS)
+def test_without_its_bit_a_field_is_unknown_and_no_other(bit: str) -> None:
+    kind = wire.KINDS["EXIT" if bit == "EXEC_TIME" else "EXEC"]
+    unknown, members = BITS[bit] if isinstance(BITS[bit], tuple) else (BITS[bit], {})
+    before = decoded(wanted=True, kind=kind)
+    found = changed(before, decoded(wanted=True, kind=kind, valid=without(bit), **members))
+    assert found.pop("env_status", "unreadable") == "unreadable"
+    assert found == dict.fromkeys(unknown - {"env_status"})
 
 
 def test_every_bit_is_tested_above_and_none_is_needed_for_a_record() -> None:
+    assert set(BITS) == set(wire.VALID) == set(constants("VALID"))
+    assert len(BITS) == 17
     event = decoded(b"", valid=0)
     optional = {a.name for a in attrs.fields(ExecEvent) if a.default is None}
     always = {"host_pid", "uid", "gid"}
     assert {name for name in optional if getattr(event, name) is not None} == always
-    assert len(wire.VALID) == 8  # EXEC_TIME is an exit's
+
+
+@pytest.mark.parametrize("kind", ["FAILED", "FORK", "EXIT"])
+def test_bits_of_an_exec_tell_nothing_of_another_kind(kind: str) -> None:
+    number = wire.KINDS[kind]
+    of_execs = ("CREDS", "SESSION", "NAMESPACES", "EXE", "EXE_PATH", "EXE_CTIME", "CWD", "ENV")
+    assert decoded(kind=number, wanted=True) == decoded(kind=number, valid=without(*of_execs))
+    assert decoded(kind=number, valid=without("MNT_NS")).namespaces is None
 
 
 def test_the_interpreter_is_the_file_where_the_kernel_says_the_same() -> None:
@@ -191,7 +228,15 @@ def test_the_interpreter_is_the_file_where_the_kernel_says_the_same() -> None:
 
 @pytest.mark.parametrize(
     ("flags", "status"),
-    [(0, "complete"), (1, "truncated"), (2, "unreadable"), (4, "complete"), (5, "truncated")],
+    [
+        (0, "complete"),
+        (1, "truncated"),
+        (2, "unreadable"),
+        (4, "complete"),
+        (5, "truncated"),
+        (0x1F8, "complete"),
+        (0x1F9, "truncated"),
+    ],
 )
 def test_flags_tell_how_much_of_argv_there_is(flags: int, status: str) -> None:
     assert decoded(flags=flags).argv_status == status
@@ -245,115 +290,6 @@ def test_records_are_found_where_they_begin() -> None:
     assert (event.pid, event.filename) == (2, "/second")
 
 
-@given(st.binary(max_size=300), st.integers(0, 310))
-def test_arbitrary_bytes_are_an_event_or_a_value_error(data: bytes, at: int) -> None:
-    try:
-        event, _, _ = wire.decode(data, at, CLOCK)
-    except ValueError:
-        return
-    assert isinstance(event, ProcessEvent)
-
-
-@given(
-    st.fixed_dictionaries(
-        {},
-        optional={
-            name: st.integers(0, 400) | st.integers(0, 2**16 - 1)
-            for name in ("size", "flags", "valid", "filename_size", "interp_size", "argv_size")
-        },
-    ),
-    st.integers(0, 250),
-    st.binary(max_size=60),
-)
-def test_wrong_sizes_are_an_event_or_a_value_error(members: Any, cut: int, strings: bytes) -> None:
-    data = record(strings, **members)[:cut]
-    try:
-        event, _, _ = wire.decode(data, 0, CLOCK)
-    except ValueError:
-        return
-    assert len(repr(event)) < 4000
-
-
-@pytest.mark.parametrize("kind", [4, 65535])
-def test_other_kinds_are_refused(kind: int) -> None:
-    with pytest.raises(ValueError, match=f"kind {kind}"):
-        wire.decode(record(kind=kind), 0, CLOCK)
-
-
-def test_a_record_never_reads_into_the_next_one() -> None:
-    size = len(record())
-    with pytest.raises(ValueError, match=f"record of {size} bytes"):
-        wire.decode(record(argv_size=8) + record(), 0, CLOCK)
-    with pytest.raises(ValueError, match=f"record of {size + 1} bytes, {size} there"):
-        wire.decode(record(size=size + 1), 0, CLOCK)
-
-
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2**32 - 1))
 def test_keys_count_in_ticks_as_proc_does(start: int, pid: int) -> None:
     assert CLOCK.process_key(pid, start) == f"b007-{pid}-{start // 10_000_000}"
-
-
-# -- The layout -------------------------------------------------------------------------------
-
-STRUCTS = {
-    "record": wire.RECORD,
-    "config": wire.CONFIG,
-    "filter_key": wire.FILTER_KEY,
-    "tree_value": wire.TREE_VALUE,
-    "fork_value": wire.FORK_VALUE,
-    "exit_key": wire.EXIT_KEY,
-    "call": wire.CALL,
-    "counters": wire.COUNTERS,
-}
-
-
-def test_the_committed_header_is_up_to_date() -> None:
-    header = pathlib.Path(source.FOLDER, "record.h").read_text(encoding="utf-8")
-    assert header == wire.c_header()
-
-
-def test_the_header_defines_what_is_checked_here() -> None:
-    assert {line.split()[1] for line in wire.c_header().splitlines() if line.startswith("struct ")} == set(
-        STRUCTS
-    )
-
-
-@pytest.mark.parametrize("layout", STRUCTS.values(), ids=STRUCTS)
-def test_packed_is_what_is_unpacked(layout: wire.Layout) -> None:
-    values = {name: bytes(15) + b"x" if kind == "char16" else n for n, (kind, name) in enumerate(layout)}
-    assert wire.unpack(layout, wire.pack(layout, values)) == values
-    assert not any(wire.pack(layout, {}))
-
-
-@pytest.mark.parametrize(
-    "flags", [wire.FLAGS, wire.VALID, wire.FILTER_BITS], ids=["flags", "valid", "filter"]
-)
-def test_each_bit_has_one_meaning(flags: Dict[str, int]) -> None:
-    assert sum(flags.values()) == 2 ** len(flags) - 1
-    assert wire.NEVER not in flags.values()
-
-
-def test_a_c_compiler_lays_it_out_the_same(tmp_path: pathlib.Path) -> None:
-    compiler: Optional[str] = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None:
-        pytest.skip("COMPILER: needs a C compiler (cc)")
-    lines = [
-        "#include <stddef.h>",
-        "#include <stdio.h>",
-        "typedef unsigned short u16; typedef unsigned int u32; typedef unsigned long long u64;",
-        f'#include "{source.FOLDER}/record.h"',
-        "int main(void) {",
-    ]
-    expected = []
-    for name, layout in STRUCTS.items():
-        lines.append(f'printf("{name} %zu\\n", sizeof(struct {name}));')
-        expected.append(f"{name} {wire.struct_of(layout).size}")
-        for kind, member in layout:
-            lines.append(f'printf("{name}.{member} %zu\\n", offsetof(struct {name}, {member}));')
-            # Where a pattern of ones lands that only this member is given.
-            ones = b"\xff" * 16 if kind == "char16" else 2 ** (8 * {"u16": 2, "u32": 4, "u64": 8}[kind]) - 1
-            expected.append(f"{name}.{member} {wire.pack(layout, {member: ones}).index(255)}")
-    (tmp_path / "layout.c").write_text("\n".join([*lines, "return 0; }"]))
-    subprocess.run([compiler, "-o", tmp_path / "layout", tmp_path / "layout.c"], check=True)
-    output = subprocess.run([tmp_path / "layout"], stdout=subprocess.PIPE, check=True, text=True).stdout
-    assert output.splitlines() == expected
