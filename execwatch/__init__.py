@@ -32,7 +32,12 @@ from execwatch.events import Stats as Stats
 from execwatch.events import event_from_dict as event_from_dict
 from execwatch.filters import Filter as Filter
 from execwatch.filters import Matcher as Matcher
+from execwatch.processes import Process as Process
+from execwatch.processes import ProcessTable as ProcessTable
+from execwatch.processes import ProcessTree as ProcessTree
 from execwatch.recording import replay as replay
 from execwatch.tracer import ExecTracer as ExecTracer
+from execwatch.users import User as User
+from execwatch.users import Users as Users
 
 __version__ = "0.1.0"
