@@ -1,5 +1,7 @@
 """Every program that starts on a Linux machine, seen in the kernel, as typed Python events."""
 
+from typing import TYPE_CHECKING
+
 from execwatch.check import Check as Check
 from execwatch.check import Feature as Feature
 from execwatch.check import Problem as Problem
@@ -32,12 +34,35 @@ from execwatch.events import Stats as Stats
 from execwatch.events import event_from_dict as event_from_dict
 from execwatch.filters import Filter as Filter
 from execwatch.filters import Matcher as Matcher
-from execwatch.processes import Process as Process
-from execwatch.processes import ProcessTable as ProcessTable
-from execwatch.processes import ProcessTree as ProcessTree
 from execwatch.recording import replay as replay
 from execwatch.tracer import ExecTracer as ExecTracer
-from execwatch.users import User as User
-from execwatch.users import Users as Users
+
+if TYPE_CHECKING:
+    from execwatch.processes import Process as Process
+    from execwatch.processes import ProcessTable as ProcessTable
+    from execwatch.processes import ProcessTree as ProcessTree
+    from execwatch.users import User as User
+    from execwatch.users import Users as Users
 
 __version__ = "0.1.0"
+
+#: Imported when they are asked for: most programs don't need them, and start sooner.
+_LATE = {
+    "Process": "processes",
+    "ProcessTable": "processes",
+    "ProcessTree": "processes",
+    "User": "users",
+    "Users": "users",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name in _LATE:
+        from importlib import import_module
+
+        return getattr(import_module(f"execwatch.{_LATE[name]}"), name)
+    raise AttributeError(f"module 'execwatch' has no attribute {name!r}")
+
+
+def __dir__() -> "list[str]":
+    return sorted({*globals(), *_LATE})

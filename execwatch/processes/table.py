@@ -263,9 +263,6 @@ def _parent(pid: Optional[int], key: Optional[str], source: int) -> Parent:
 
 
 def _execute(entry: Entry, event: ExecEvent) -> None:
-    since_ns = entry.program.since_ns
-    if since_ns is not None and event.boottime_ns < since_ns:
-        return  # fed again
     argv = None if event.argv_status == "unreadable" else event.argv
     entry.program = Program(event.comm, argv, event.exe and event.exe.path, event.boottime_ns)
     entry.uid = entry.uid if event.uid is None else event.uid

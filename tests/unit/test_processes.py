@@ -93,6 +93,14 @@ def test_a_fork_of_an_unknown_parent_has_no_program() -> None:
     assert (child.argv, child.exe, child.comm, child.ppid, child.parent_key) == (None, None, "bash", 1, "p1")
 
 
+def test_a_fork_has_not_the_program_that_its_parent_executed_afterwards() -> None:
+    """So it is told again where the fork is fed again: what was there before is not known any more."""
+    table = ProcessTable()
+    table.feed(exec_event(**who(1, argv=("later",), boottime_ns=9 * SECOND)))
+    table.feed(fork_event(**who(2, 1, boottime_ns=5 * SECOND)))
+    assert get(table, 2).argv is None
+
+
 def test_an_exec_tells_of_a_process_that_was_not_known() -> None:
     table = ProcessTable()
     table.feed(exec_event(**who(5, 4, argv=("ls",), uid=3)))
@@ -179,6 +187,15 @@ def test_an_orphan_keeps_its_true_parent() -> None:
     assert get(table, 3).reparented
 
 
+def test_a_child_is_an_orphan_though_it_is_told_of_after_the_end_of_its_parent() -> None:
+    table = family((2, 1))
+    table.feed(ended(2, 1, at=5))
+    table.feed(fork_event(**who(3, 2)))
+    table.add(Process(key="p4", pid=4, comm="x", ppid=2, parent_key="p2"))
+    assert get(table, 3).reparented
+    assert get(table, 4).reparented
+
+
 def test_a_child_that_ended_first_was_no_orphan_whichever_is_told_first() -> None:
     for order in (1, -1):
         table = family((2, 1), (3, 2))
@@ -199,6 +216,8 @@ def test_a_fork_is_believed_before_a_snapshot_and_this_before_an_exec() -> None:
     table.feed(exec_event(**who(9, 1, argv=("x",), exe=None)))
     assert get(table, 9).parent_key == "p1"
     assert not get(table, 9).reparented
+    table.feed(exec_event(**who(9, 5, argv=("x",), exe=None)))
+    assert (get(table, 9).parent_key, get(table, 9).reparented) == ("p1", True)
     table.add(Process(key="p9", pid=9, ppid=2, parent_key="p2", comm="y", argv=("y",), exe="/y"))
     assert (get(table, 9).parent_key, get(table, 9).reparented) == ("p2", True)
     table.feed(fork_event(**who(9, 3)))
@@ -333,6 +352,28 @@ def test_the_ended_are_forgotten_by_the_clock_of_the_events() -> None:
     assert {process.pid for process in table} == {9, 3}, "an ancestor's time is over too"
 
 
+def test_ends_that_are_told_late_are_late_all_the_same() -> None:
+    table = ProcessTable(seconds=1)
+    table.feed(failed_exec_event(boottime_ns=20 * SECOND))
+    table.feed(ended(2, at=18))
+    assert len(table) == 0
+    # The first end of p2 is a guess, when its pid came again.
+    table = ProcessTable(seconds=1)
+    table.feed(fork_event(**who(2)))
+    table.feed(ended(3, at=5))
+    table.feed(fork_event(**who(2, process_key="again", start_boottime_ns=6 * SECOND)))
+    table.feed(ended(2, at=4))
+    table.feed(failed_exec_event(boottime_ns=5 * SECOND + SECOND // 2))
+    assert {process.key for process in table} == {"p3", "again"}
+
+
+def test_what_was_forgotten_does_not_come_back_where_there_is_no_room() -> None:
+    table = ProcessTable(dead=1)
+    for event in [ended(2, at=5), ended(3, at=6), ended(2, at=5)]:
+        table.feed(event)
+    assert [process.pid for process in table] == [3]
+
+
 def test_ancestors_of_the_living_go_last() -> None:
     table = ProcessTable(dead=3)
     for pid, parent in [(2, 1), (3, 2), (4, 3)]:
@@ -434,6 +475,7 @@ def test_a_tree_is_drawn() -> None:
         (4, 3, ("ls", "my file")),
         (6, 3, ("sleep", "9")),
         (7, 99, ("kthreadd",)),
+        (8, 5, ("run-parts",)),
     ]:
         table.feed(exec_event(**who(pid, parent, argv=argv)))
     table.feed(ended(4, 3, at=9, exit_code=0))
@@ -446,6 +488,7 @@ def test_a_tree_is_drawn() -> None:
         "│     ├─ 4 ls 'my file' (exit code 0)",
         "│     └─ 6 sleep 9 (signal 15)",
         "├─ 5 cron (ended)",
+        "│  └─ 8 run-parts",
         "└─ 5 /sbin/init",
         "7 kthreadd",
     ]
