@@ -53,8 +53,8 @@ def test_the_own_name_is_that_of_id() -> None:
 def test_a_user_without_a_name() -> None:
     uid = uid_without_name()
     assert Users().name(uid) is None
-    assert Users().of(exec_event(uid=uid)) == User(uid=uid)
-    assert str(Users().of(exec_event(uid=uid))) == str(uid)
+    assert Users().of(exec_event(uid=uid, namespaces=None)) == User(uid=uid)
+    assert str(Users().of(exec_event(uid=uid, namespaces=None))) == str(uid)
 
 
 def test_a_user_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +151,7 @@ def test_where_the_own_namespace_is_unknown(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_an_event_without_a_user() -> None:
-    user = Users().of(exec_event(uid=None))
+    user = Users().of(exec_event(uid=None, namespaces=None))
     assert user == User()
     assert str(user) == "unknown"
 

@@ -1,11 +1,7 @@
 from __future__ import annotations
 
-import json
-import pathlib
 import pickle
-import shutil
-import subprocess
-from typing import Any, Dict, Optional
+from typing import Any, Dict
 
 import attrs
 import pytest
@@ -21,20 +17,13 @@ from execwatch import (
     FailedExecEvent,
     ForkEvent,
     Namespaces,
-    ProcessEvent,
     Session,
-    event_from_dict,
     wire,
 )
-from execwatch.build import source
 
 from .records import (
-    ALL_VALID,
     CLOCK,
     CONTAINER_ID,
-    MEMBERS,
-    MEMBERS_OF_CONTEXT,
-    STRINGS,
     constants,
     decoded,
     record,
