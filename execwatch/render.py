@@ -53,7 +53,8 @@ def _escape_character(character: str, also: str) -> str:
         return "\\" + character
     if character.isprintable():
         return character
-    if "\ud800" <= character < "\udc80":  # a lone surrogate that stands for no byte: no kernel's, a user's
+    # A lone surrogate that stands for no byte: no kernel's, a user's.
+    if "\ud800" <= character < "\udc80" or "\udcff" < character <= "\udfff":
         return f"\\u{ord(character):04x}"
     # As bytes, each in two digits: a digit that follows can't be taken for a part of it.
     return "".join(f"\\x{byte:02x}" for byte in character.encode("utf-8", "surrogateescape"))
