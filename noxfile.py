@@ -95,8 +95,13 @@ def docs(session: nox.Session) -> None:
     session.run("sphinx-build", "-W", "--keep-going", "-q", "docs", "docs/_build", *session.posargs)
 
 
+_KERNEL_TESTS = (
+    "exec", "odd", "processes", "tree", "context", "context_creds", "context_parts", "context_paths",
+    "containers", "storm", "flood",
+)  # fmt: skip
+
 #: What is run on other kernels; the tests of the command and of compiling are not about the kernel.
-KERNEL_TESTS = [f"tests/kernel/test_{name}.py" for name in ("exec", "odd", "processes", "storm", "flood")]
+KERNEL_TESTS = [f"tests/kernel/test_{name}.py" for name in _KERNEL_TESTS]
 BUFFERS = ("--buffer", "ring", "--buffer", "perf")
 
 

@@ -19,6 +19,7 @@ import attrs
 from typing_extensions import Literal, TypeAlias, final
 
 from execwatch import render
+from execwatch.plain import from_plain, short, to_plain
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
@@ -52,13 +53,8 @@ class Event:
         ``raw``: ``{field: base64}``; for a tuple a list of them, null where an
         element has no such bytes; for a nested value an object.
         """
-        data: dict[str, Any] = {"kind": self.kind}
-        raw: dict[str, Any] = {}
-        for name in _field_names(type(self)):
-            value = getattr(self, name)
-            data[name], lost = _to_json(value)
-            if lost is not None:
-                raw[name] = lost
+        data, raw = to_plain(self)
+        data = {"kind": self.kind, **data}
         if raw:
             data["raw"] = raw
         return data
@@ -114,7 +110,8 @@ class Credentials:
         setuid: The file's set-user-ID bit took effect in this exec.
         setgid: Its set-group-ID bit did.
         file_capabilities: Capabilities of the file (setcap(8)) took effect in this exec;
-            None in a user namespace where they could also be those of its root.
+            None where they could also be root's: in another user namespace, or where
+            root was not allowed to get all (no_new_privs).
         secureexec: The kernel told the program not to trust its environment (AT_SECURE,
             getauxval(3)): one of the above, or a security module wanted it.
     """
@@ -165,7 +162,8 @@ class Executable:
     Attributes:
         path: Absolute, as the kernel resolved it: through symbolic links, mounts and
             overlays, up to the root of the process's mount namespace (not of its
-            chroot). None where it is longer than 4 KiB or deeper than 48 directories.
+            chroot). None where it is longer than 4,095 bytes, or deeper than 48
+            directories, or than 55 directories and mounts.
             ``/memfd:NAME`` for a memfd.
         inode: Inode number.
         device: Number of the device that the file system is on, as :func:`os.makedev`
@@ -174,7 +172,7 @@ class Executable:
         size: In bytes.
         ctime_ns: When the inode last changed, Unix time.
         memfd: It has never had a name in a file system: memfd_create(2).
-        deleted: It has no name any more.
+        deleted: The name that it was executed by is gone.
     """
 
     path: Optional[str] = None
@@ -283,7 +281,8 @@ class ExecEvent(ProcessEvent):
         creds: Whose rights it runs with.
         session: Session, process group, controlling terminal.
         exe: The file whose code runs.
-        cwd: Working directory: absolute, up to the root of the mount namespace.
+        cwd: Working directory: absolute, up to the root of the mount namespace, with the
+            limits of :attr:`Executable.path`. One that was removed keeps its path.
         env: The environment as pairs of name and value, in order; where names were
             asked for, those of them that are there.
         env_status: As ``argv_status``; up to 16 KiB are read.
@@ -528,15 +527,6 @@ KINDS: Mapping[str, Type[AnyEvent]] = {
     cls.kind: cls for cls in (ExecEvent, FailedExecEvent, ForkEvent, ExitEvent, LostEvents)
 }
 
-#: The class of each field that holds a value of several.
-_VALUES: Mapping[str, Type[Any]] = {
-    "namespaces": Namespaces,
-    "creds": Credentials,
-    "session": Session,
-    "exe": Executable,
-    "container": Container,
-}
-
 
 def event_from_dict(data: Mapping[str, Any]) -> AnyEvent:
     """Return the event that :meth:`Event.to_dict` told of.
@@ -544,64 +534,14 @@ def event_from_dict(data: Mapping[str, Any]) -> AnyEvent:
     Keys that this version doesn't know are ignored.
 
     Raises:
-        ValueError: Unknown ``kind``, a field is missing, or ``raw`` isn't base64.
+        ValueError: Unknown ``kind``; or a field is missing, or not of the type that its class
+            declares, or a number of more than 64 bits: the message names it.
     """
     kind = data.get("kind")
-    cls = KINDS.get(kind) if isinstance(kind, str) else None
+    cls: Optional[Type[AnyEvent]] = KINDS.get(kind) if isinstance(kind, str) else None
     if cls is None:
-        raise ValueError(f"unknown kind of event {kind!r}: expected one of {', '.join(KINDS)}")
-    raw = data.get("raw") or {}
+        raise ValueError(f"unknown kind of event {short(kind)}: expected one of {', '.join(KINDS)}")
     try:
-        fields = {
-            name: _from_json(name, data[name], raw.get(name)) for name in _field_names(cls) if name in data
-        }
-        return cls(**fields)
-    except (KeyError, TypeError, AttributeError) as exc:
-        raise ValueError(f"not an event of kind {cls.kind!r}: {exc}") from exc
-
-
-def _field_names(cls: type) -> Tuple[str, ...]:
-    return tuple(a.name for a in attrs.fields(cls))
-
-
-def _to_json(value: Any) -> Tuple[Any, Any]:
-    """Return the value as JSON types, and its true bytes where those types can't hold them."""
-    if isinstance(value, str):
-        return _to_unicode(value)
-    if isinstance(value, tuple):
-        pairs = [_to_json(item) for item in value]
-        lost = [raw for _, raw in pairs]
-        return [item for item, _ in pairs], (lost if any(raw is not None for raw in lost) else None)
-    if attrs.has(type(value)):
-        fields = {name: _to_json(getattr(value, name)) for name in _field_names(type(value))}
-        true = {name: raw for name, (_, raw) in fields.items() if raw is not None}
-        return {name: item for name, (item, _) in fields.items()}, true or None
-    return value, None
-
-
-def _to_unicode(text: str) -> Tuple[str, Optional[str]]:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        import base64  # only where it is needed: rare
-
-        true = text.encode("utf-8", "surrogateescape")
-        return true.decode("utf-8", "replace"), base64.b64encode(true).decode("ascii")
-    return text, None
-
-
-def _from_json(name: str, value: Any, raw: Any) -> Any:
-    if isinstance(value, list):
-        raws = raw if raw is not None else [None] * len(value)
-        if len(raws) != len(value):
-            raise ValueError(f"raw: {len(raws)} elements beside the {len(value)} of {name}")
-        return tuple(_from_json(name, item, r) for item, r in zip(value, raws))
-    if isinstance(value, dict):
-        cls, raws = _VALUES[name], raw or {}
-        known = _field_names(cls)
-        return cls(**{k: _from_json(k, v, raws.get(k)) for k, v in value.items() if k in known})
-    if raw is not None:
-        import base64
-
-        return base64.b64decode(raw, validate=True).decode("utf-8", "surrogateescape")
-    return value
+        return from_plain(cls, data, data.get("raw"))
+    except ValueError as exc:
+        raise ValueError(f"not an event of kind {cls.kind!r}: {exc}") from None

@@ -101,7 +101,8 @@ class Stream:
         self._awaiting: Optional[object] = None
         self._claim: Optional[Tuple[weakref.ref[Consumer], _Owner]] = None
         self._wake = Wake(source.fileno())
-        self._stopped = source.fileno() is None  # nothing more will come
+        self._live = source.fileno() is not None
+        self._stopped = not self._live  # nothing more will come
         self._drained = False  # and all that came has been read
         self._read_at = 0.0
         self._closing = False
@@ -212,14 +213,16 @@ class Stream:
             # Asked before the read: what came before the stop is read after it.
             stopped = self._stopped
             late = deadline is not None and time.monotonic() >= deadline
-            self._take(barrier or stopped)
-            if self._state.queue or stopped or late or self._closing:
-                self._drained = stopped
+            moved = self._take(barrier or (stopped and self._live))
+            ended = stopped and not moved
+            if self._state.queue or ended or late or self._closing:
+                self._drained = ended
                 self._tell()
                 return bool(self._state.queue) and not self._closing
             self._wait(deadline)
 
-    def _take(self, barrier: bool) -> None:
+    def _take(self, barrier: bool) -> bool:
+        """Take in what there is; return whether the position moved."""
         state = self._state
         if self._table is not None and not state.queue:
             self._tell_table(None)
@@ -228,7 +231,7 @@ class Stream:
         gaps = self._source.gaps(batch.position) if barrier or not batch.events else None
         if batch.position == state.position and not (gaps and gaps.position != state.position):
             self._source.release(state.position)  # again: Ctrl-C may have come before the last one
-            return
+            return False
         queue = state.queue
         if batch.events or (gaps and gaps.events):
             queue = deque(queue)
@@ -247,6 +250,7 @@ class Stream:
         )
         self._read_at = time.monotonic() if len(batch.events) < _MANY else 0.0
         self._source.release(self._state.position)
+        return True
 
     def _wait(self, deadline: Optional[float]) -> None:
         """Wait for the first event and then for others to join it; or for stop."""

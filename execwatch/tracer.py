@@ -235,10 +235,10 @@ class ExecTracer(Generic[E_co]):
         self._closed = False
 
     @classmethod
-    def _over(cls, source: Source) -> Self:
-        """Return a tracer over another source; it starts like any."""
+    def _over(cls, open_source: Callable[[], Source]) -> Self:
+        """Return a tracer over another source, opened when it starts."""
         tracer = cls.__new__(cls)
-        tracer._set_up(lambda: source, kinds=dict.fromkeys(KINDS, True), latency=0.0)
+        tracer._set_up(open_source, kinds=dict.fromkeys(KINDS, True), latency=0.0)
         return tracer
 
     # -- Life -----------------------------------------------------------------------

@@ -93,6 +93,8 @@ CONTEXT: Layout = (
     ("u64", "cap_ambient"),
     ("u32", "loginuid"),
     ("u32", "sessionid"),
+    ("u32", "owner"),  # of a file with set-ID bits
+    ("u32", "group"),
     ("u32", "bits"),  # CONTEXT_BITS
     ("u32", "mode"),
     ("u64", "inode"),
@@ -120,6 +122,7 @@ CONTEXT_BITS = {
     "USER_NS": 1 << 3,  # not the initial user namespace
     "DETACHED": 1 << 4,  # the file is in no directory
     "UNHASHED": 1 << 5,  # or not any more
+    "NOSUID": 1 << 6,  # it is on a mount where set-ID bits have no effect
 }
 
 #: What a tracer can ask for, each with its bit in ``capture``.
@@ -249,6 +252,7 @@ OFFSETS: Mapping[str, Tuple[str, str]] = {
     "mount_mnt_parent": ("mount", "mnt_parent"),
     "mount_mnt_mountpoint": ("mount", "mnt_mountpoint"),
     "vfsmount_mnt_root": ("vfsmount", "mnt_root"),
+    "vfsmount_mnt_flags": ("vfsmount", "mnt_flags"),
     "dentry_d_parent": ("dentry", "d_parent"),
     "dentry_name": ("dentry", "d_name.name"),
     "dentry_hashed": ("dentry", "d_hash.pprev"),
@@ -256,6 +260,8 @@ OFFSETS: Mapping[str, Tuple[str, str]] = {
     "inode_sb": ("inode", "i_sb"),
     "inode_mode": ("inode", "i_mode"),
     "inode_size": ("inode", "i_size"),
+    "inode_uid": ("inode", "i_uid"),
+    "inode_gid": ("inode", "i_gid"),
     "inode_ctime_s": ("inode", "i_ctime.tv_sec|__i_ctime.tv_sec|i_ctime_sec"),
     "inode_ctime_ns": ("inode", "i_ctime.tv_nsec|__i_ctime.tv_nsec|i_ctime_nsec"),
     "super_block_dev": ("super_block", "s_dev"),
@@ -346,8 +352,8 @@ LIMITS = {
     "ARGV_SIZE_MAX": 16384,  # of what fits into a scratch buffer
     "ENV_SIZE_MAX": 16384,
     "PATH_SIZE_MAX": 4096,
-    "NAME_SIZE_MAX": 256,
-    "PATH_DEPTH_MAX": 48,
+    "NAME_SIZE_MAX": 1024,  # vfat, ntfs: 255 characters of 3 bytes
+    "PATH_DEPTH_MAX": 56,  # 48 directories, the file, and some mounts
     "CGROUP_DEPTH_MAX": 24,
     "CGROUP_SKIP_MAX": 128,
     "ANCESTORS_MAX": 32,
@@ -618,10 +624,13 @@ def _argv(data: bytes) -> Tuple[str, ...]:
 
 
 @lru_cache(maxsize=1024)
-def _path(data: bytes) -> str:
-    """Turn a path round that stands from the leaf to the root, each name with its NUL."""
+def _path(data: bytes) -> Optional[str]:
+    """Turn a path round that stands from the leaf to the root, each name with its NUL.
+
+    None where it is longer than any that the kernel gives out (PATH_MAX).
+    """
     names = data.decode("utf-8", "surrogateescape").split("\0")[:-1]
-    return "/" + "/".join(reversed(names))
+    return "/" + "/".join(reversed(names)) if len(data) < LIMITS["PATH_SIZE_MAX"] else None
 
 
 @lru_cache(maxsize=64)
@@ -634,33 +643,49 @@ def _env(data: bytes, wanted: EnvNames) -> Tuple[Tuple[str, str], ...]:
 def _creds(data: bytes) -> Credentials:
     (
         uid, gid, suid, sgid, euid, egid, fsuid, fsgid,
-        inheritable, permitted, effective, bounding, ambient, loginuid, sessionid, bits, mode,
-    ) = struct.unpack("<8I5Q4I", data)  # fmt: skip
-    gained = bits & CONTEXT_BITS["GAINED"]
+        inheritable, permitted, effective, bounding, ambient, loginuid, sessionid, owner, group, bits, mode,
+    ) = struct.unpack("<8I5Q6I", data)  # fmt: skip
+    secure = bits & CONTEXT_BITS["SECURE"]
+    set_id = mode if bits & CONTEXT_BITS["GAINED"] and not bits & CONTEXT_BITS["NOSUID"] else 0
+    # Where a bit leads back to the real id, only AT_SECURE tells that it did.
+    setuid = set_id & stat.S_ISUID and (euid != uid or (secure and euid == owner))
+    setgid = set_id & stat.S_ISGID and set_id & stat.S_IXGRP and (egid != gid or (secure and egid == group))
+    if ambient or not permitted:  # a file with capabilities clears the ambient set
+        file_capabilities: Optional[bool] = False
+    else:
+        became_root = bool(setuid) and uid != 0
+        file_capabilities = _file_capabilities(
+            0 in (uid, euid), became_root, bits, permitted & bounding == bounding
+        )
     return Credentials(
         uid=uid, gid=gid, suid=suid, sgid=sgid, euid=euid, egid=egid, fsuid=fsuid, fsgid=fsgid,
         cap_effective=effective, cap_permitted=permitted, cap_inheritable=inheritable, cap_ambient=ambient,
         loginuid=None if loginuid == ABSENT else loginuid,
         sessionid=None if sessionid == ABSENT else sessionid,
-        setuid=bool(gained and mode & stat.S_ISUID and euid != uid),
-        setgid=bool(gained and mode & stat.S_ISGID and mode & stat.S_IXGRP and egid != gid),
-        file_capabilities=_file_capabilities(0 in (uid, euid), bits, permitted, bounding, ambient),
-        secureexec=bool(bits & CONTEXT_BITS["SECURE"]) if bits & CONTEXT_BITS["SECURE_KNOWN"] else None,
+        setuid=bool(setuid),
+        setgid=bool(setgid),
+        file_capabilities=file_capabilities,
+        secureexec=bool(secure) if bits & CONTEXT_BITS["SECURE_KNOWN"] else None,
     )  # fmt: skip
 
 
-def _file_capabilities(root: bool, bits: int, permitted: int, bounding: int, ambient: int) -> Optional[bool]:
-    """Whether permitted capabilities can only come from the file.
+def _file_capabilities(root: bool, became_root: bool, bits: int, all_of_them: bool) -> Optional[bool]:
+    """Whether permitted capabilities come from the file, where the ambient set is empty.
 
-    See "Transformation of capabilities during execve()" in capabilities(7): root has
-    all of the bounding set anyway, another user what the file gives, or else the
-    ambient set, which a file with capabilities clears.
+    See "Transformation of capabilities during execve()" in capabilities(7): root gets
+    all of the bounding set anyway, another user what the file gives.
+
+    Args:
+        root: A real or effective user id is 0.
+        became_root: By the set-user-ID bit, in this exec.
+        all_of_them: The whole bounding set is permitted.
     """
-    if ambient or not permitted:
-        return False
     if bits & CONTEXT_BITS["USER_NS"]:  # root there has another number here
         return None
-    return not root or permitted & bounding != bounding
+    if not root or became_root or not bits & CONTEXT_BITS["GAINED"]:
+        return not root or not all_of_them
+    # Root that gained less than all: by the file, or because more was not allowed (no_new_privs).
+    return False if all_of_them else None
 
 
 @lru_cache(maxsize=256)
@@ -691,7 +716,7 @@ def _exe(data: bytes, path: bytes, valid: int) -> Executable:
 @lru_cache(maxsize=4096)
 def _cgroup(data: bytes, flags: int) -> Tuple[Optional[str], Optional[Container]]:
     path = _path(data)
-    container = containers.parse(path)
+    container = containers.parse(path) if path else None
     if container and flags & (_INJECTED | _OWN):
         container = attrs.evolve(container, injected=bool(flags & _INJECTED))
     return None if flags & _CUT else path, container

@@ -36,7 +36,9 @@ struct walk {
 
 /* An exec has more: what was captured, and five paths and the environment besides. */
 #define NAMES_MAX (2 * PATH_SIZE_MAX)
-#define STRINGS_MAX (5 * PATH_SIZE_MAX)
+/* A path that is walked: Python refuses what is longer than the kernel itself has it. */
+#define PATH_ROOM (PATH_SIZE_MAX + NAME_SIZE_MAX)
+#define STRINGS_MAX (NAMES_MAX + 3 * PATH_ROOM)
 struct exec_scratch {
     struct record record;
     struct context context;
@@ -428,10 +430,10 @@ INLINE bool append_name(char *data, u64 at, volatile u32 *used, const char *name
 {
     u64 there = *used;
 
-    if (there > PATH_SIZE_MAX - NAME_SIZE_MAX)
+    if (there > PATH_SIZE_MAX)
         return false;
     u64 size = opaque(bpf_probe_read_kernel_str(data + at + there, NAME_SIZE_MAX, name));
-    if (size > NAME_SIZE_MAX)
+    if (size >= NAME_SIZE_MAX) /* perhaps cut */
         return false;
     *used = there + size;
     return true;
@@ -503,7 +505,7 @@ INLINE void append_cwd(const struct config *cfg, struct exec_scratch *s, void *t
     struct record *r = &s->record;
     u64 at = END(r);
 
-    if (at > NAMES_MAX + PATH_SIZE_MAX)
+    if (at > NAMES_MAX + PATH_ROOM)
         return;
     if (append_path(cfg, s, at, &r->cwd_size, follow(fs, cfg->offset_fs_pwd_mnt),
                     follow(fs, cfg->offset_fs_pwd_dentry)))
@@ -723,6 +725,10 @@ INLINE void read_namespaces(const struct config *cfg, struct exec_scratch *s, vo
 /* Bit 31: somebody has looked at the time (I_CTIME_QUERIED, since Linux 6.13). */
 #define NANOSECONDS 0x7fffffff
 
+#define S_ISUID 04000
+#define S_ISGID 02000
+#define MNT_NOSUID 1
+
 INLINE void read_file(const struct config *cfg, struct exec_scratch *s, void *file)
 {
     void *inode = follow(file, cfg->offset_file_inode);
@@ -730,7 +736,13 @@ INLINE void read_file(const struct config *cfg, struct exec_scratch *s, void *fi
     u16 mode = 0;
 
     read_member(&mode, 2, inode, cfg->offset_inode_mode);
-    c->mode = mode; /* also tells which of the set-ID bits gave its rights */
+    c->mode = mode; /* with the next three it tells which of the set-ID bits took effect */
+    if (mode & (S_ISUID | S_ISGID)) {
+        c->owner = number(inode, cfg->offset_inode_uid);
+        c->group = number(inode, cfg->offset_inode_gid);
+        if (number(follow(file, cfg->offset_file_mnt), cfg->offset_vfsmount_mnt_flags) & MNT_NOSUID)
+            c->bits |= CONTEXT_NOSUID;
+    }
     if (!(cfg->capture & CAPTURE_EXE) || !read_member(&c->inode, 8, inode, cfg->offset_inode_ino))
         return;
     s->record.valid |= VALID_EXE;
@@ -762,7 +774,7 @@ INLINE void capture(const struct config *cfg, struct exec_scratch *s, void *task
         append_cwd(cfg, s, task);
     if (asked & CAPTURE_CONTAINER) {
         u64 at = END(&s->record);
-        if (at > NAMES_MAX + 2 * PATH_SIZE_MAX)
+        if (at > NAMES_MAX + 2 * PATH_ROOM)
             return;
         append_cgroup(cfg, &s->record, s->data, at, task);
         read_injected(cfg, &s->record, task);

@@ -37,6 +37,7 @@
 #define CONTEXT_USER_NS 0x8
 #define CONTEXT_DETACHED 0x10
 #define CONTEXT_UNHASHED 0x20
+#define CONTEXT_NOSUID 0x40
 #define CAPTURE_CREDS 0x1
 #define CAPTURE_SESSION 0x2
 #define CAPTURE_NAMESPACES 0x4
@@ -57,8 +58,8 @@
 #define ARGV_SIZE_MAX 0x4000
 #define ENV_SIZE_MAX 0x4000
 #define PATH_SIZE_MAX 0x1000
-#define NAME_SIZE_MAX 0x100
-#define PATH_DEPTH_MAX 0x30
+#define NAME_SIZE_MAX 0x400
+#define PATH_DEPTH_MAX 0x38
 #define CGROUP_DEPTH_MAX 0x18
 #define CGROUP_SKIP_MAX 0x80
 #define ANCESTORS_MAX 0x20
@@ -116,6 +117,8 @@ struct context {
     u64 cap_ambient;
     u32 loginuid;
     u32 sessionid;
+    u32 owner;
+    u32 group;
     u32 bits;
     u32 mode;
     u64 inode;
@@ -236,6 +239,7 @@ struct config {
     u32 offset_mount_mnt_parent;
     u32 offset_mount_mnt_mountpoint;
     u32 offset_vfsmount_mnt_root;
+    u32 offset_vfsmount_mnt_flags;
     u32 offset_dentry_d_parent;
     u32 offset_dentry_name;
     u32 offset_dentry_hashed;
@@ -243,6 +247,8 @@ struct config {
     u32 offset_inode_sb;
     u32 offset_inode_mode;
     u32 offset_inode_size;
+    u32 offset_inode_uid;
+    u32 offset_inode_gid;
     u32 offset_inode_ctime_s;
     u32 offset_inode_ctime_ns;
     u32 offset_super_block_dev;

@@ -68,6 +68,13 @@ class Process:
         return not self.ended
 
     @property
+    def duration_ns(self) -> Optional[int]:
+        """From its start to its end; None where one of them is not known."""
+        if self.start_boottime_ns is None or self.exit_boottime_ns is None:
+            return None
+        return self.exit_boottime_ns - self.start_boottime_ns
+
+    @property
     def command_line(self) -> str:
         """``argv``, or ``comm`` where that is unknown, as one printable line, quoted for a shell."""
         return render.command_line(self.argv or (self.comm,))

@@ -65,4 +65,8 @@ version() { [ -z "$python" ] || "$python" -c "$1" 2> /dev/null || :; }
 cd /src
 . /run/command
 END
-exec chroot "$root" /bin/sh /run/start
+# Not chroot: who enters a mount namespace, as `runc exec` does, is in its true root then.
+cd "$root"
+pivot_root . .
+umount -n -l .
+exec /bin/sh /run/start

@@ -201,7 +201,8 @@ def _find(*names: str) -> str:
 
 def _make_root(folder: pathlib.Path) -> None:
     busybox = _find("busybox.static", "busybox")
-    for name in ("bin", "proc", "dev"):
+    # Where runc before 1.0 executes in a container, it looks for cgroups there.
+    for name in ("bin", "proc", "dev", "sys/fs/cgroup"):
         (folder / name).mkdir(parents=True)
     shutil.copy(busybox, folder / "bin" / "busybox")
     for name in PROGRAMS:

@@ -15,7 +15,7 @@ import pytest
 
 from . import witness
 from .conftest import Reason, skip
-from .test_context import SOMEBODY, agree, place, seen
+from .test_context import SOMEBODY, agree, needs_user_namespaces, place, seen
 
 __all__ = ["place"]  # a fixture
 
@@ -83,6 +83,23 @@ CASES = {
     ),
     "setuid root by root": Case("", (0, 0), 0o4755, "", NO_GAIN, {"uid": 0, "euid": 0, **INSECURE}),
     "setuid by its owner": Case(AS_SOMEBODY, (SOMEBODY, 0), 0o4755, "", NO_GAIN, {**SAME, **INSECURE}),
+    # From one who was OWNER until then: the ids afterwards are as if nothing had happened.
+    "setuid to the real user": Case(
+        f"setpriv --ruid={SOMEBODY} --euid={OWNER} --clear-groups",
+        (SOMEBODY, 0),
+        0o4755,
+        "",
+        SETUID,
+        {"uid": SOMEBODY, "euid": SOMEBODY, "suid": SOMEBODY},
+    ),
+    # It gains what root has, and has another effective than real id, but not from this file.
+    "setuid, nosuid, by a root that had nothing": Case(
+        "unshare --mount sh -ec 'mount --bind {place} {place}; mount -o remount,bind,nosuid {place}; exec"
+        f' setpriv --ruid={SOMEBODY} --euid=0 --clear-groups capsh --caps=cap_net_raw=ep --shell="$0" --\'',
+        (OWNER, 0),
+        0o4755,
+        fields={"uid": SOMEBODY, "euid": 0},
+    ),
     "setgid": Case(AS_SOMEBODY, (0, GROUP), 0o2755, "", SETGID, {**OWNED_GROUP, "euid": SOMEBODY, **SECURE}),
     # The bit then stands for mandatory locking.
     "setgid, not executable": Case(AS_SOMEBODY, (0, GROUP), 0o2705, "", NO_GAIN, {**SAME, **INSECURE}),
@@ -137,6 +154,7 @@ CASES = {
     ),
     "root that gave up all but one": Case(
         "capsh --no-new-privs --caps=cap_net_raw+ep -- -c 'exec \"$0\"'",
+        gains=(False, False, None),
         fields={"euid": 0, **RAW, **INSECURE},
     ),
     "ambient": Case(
@@ -210,6 +228,8 @@ def test_credentials(name: str, programs: Programs, place: pathlib.Path) -> None
     case = CASES[name]
     if name == "logged in" and not os.path.exists("/proc/self/loginuid"):
         skip(Reason.KERNEL, "CONFIG_AUDIT")
+    if name.startswith("user namespace"):
+        needs_user_namespaces()
     program = file_like(programs("hold"), place / "program", case)
     before = shlex.split(case.before.format(place=place, context=programs("context")))
     if before and not shutil.which(before[0], path=witness.PATH):

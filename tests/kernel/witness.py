@@ -170,17 +170,24 @@ def _path(pid: int, name: str) -> tuple[str, bool]:
     if not link.endswith(note):
         return link, False
     # A file may be called so.
-    with contextlib.suppress(OSError):
-        if os.path.samefile(os.fsencode(link), f"/proc/{pid}/{name}"):
-            return link, False
-    return link[: -len(note)], True
+    same = _outside("test", link.encode("utf-8", "surrogateescape"), "-ef", f"/proc/{pid}/{name}")
+    return (link, False) if same.returncode == 0 else (link[: -len(note)], True)
 
 
 def _link(pid: int, name: str) -> str:
-    """Read by a process whose root is that of the mount namespace, if this one's is another."""
-    command = ["nsenter", "--mount=/proc/self/ns/mnt", "readlink", "-z", f"/proc/{pid}/{name}"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    done = _outside("readlink", "-z", f"/proc/{pid}/{name}")
+    done.check_returncode()
     return text(done.stdout[:-1])
+
+
+def _outside(*command: str | bytes) -> subprocess.CompletedProcess[bytes]:
+    """Run a command whose root is that of the mount namespace: this process may be in a chroot."""
+    return subprocess.run(["nsenter", "--mount=/proc/self/ns/mnt", *command], stdout=subprocess.PIPE)
+
+
+def root() -> str:
+    """Where this process's root is: "/" if it is in no chroot."""
+    return _link(os.getpid(), "root")
 
 
 def environment(pid: int) -> tuple[tuple[str, str], ...]:

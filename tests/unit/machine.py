@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import attrs
 from hypothesis import strategies as st
@@ -45,7 +45,7 @@ class Machine:
         ever: Every process there was, by its key, as the table should tell it.
     """
 
-    def __init__(self, plan: Plan = (), pids: int = 9) -> None:  # type: ignore[assignment]
+    def __init__(self, plan: Sequence[Tuple[str, int]] = (), pids: int = 9) -> None:
         self.events: List[AnyEvent] = []
         self.ever: Dict[str, Process] = {INIT.key: INIT}
         self.running: List[str] = [INIT.key]

@@ -168,7 +168,7 @@ class ScriptedSource:
 
 def tracer_over(source: Any, *, latency: float = 0.0, lost: bool = True) -> ExecTracer[Any]:
     """Return a tracer that is not started."""
-    tracer: ExecTracer[Any] = ExecTracer._over(source)
+    tracer: ExecTracer[Any] = ExecTracer._over(lambda: source)
     tracer._kinds = {**tracer._kinds, "lost": lost}
     tracer._latency = latency
     return tracer

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from execwatch import wire
 from execwatch.errors import NotSupportedError
-from execwatch.kernel import btf, offsets
+from execwatch.kernel import btf
 
 INT, PTR, ARRAY, STRUCT, UNION, ENUM, TYPEDEF, CONST = 1, 2, 3, 4, 5, 6, 8, 10
 TYPE_TAG, DECL_TAG, FLOAT, ENUM64, FUNC_PROTO, VAR, DATASEC, FUNC = 18, 17, 16, 19, 13, 14, 15, 12
@@ -86,8 +86,12 @@ def small() -> Blob:
         ("whole", integer, 4 * 8),
         ("odd", integer, 3 << 24 | 33),
         ("even", integer, 8 << 24 | 64),
+        ("bit", integer, 1 << 24 | 33),
+        ("next", integer, 1 << 24 | 34),
+        ("far", integer, 1 << 24 | 2**16 + 7),
         bit_fields=True,
     )
+    blob.struct("one", ("x", integer, 1 << 24))
     blob.enum("subsystems", cpu=0, memory=4, pids=11)
     blob.struct("last", ("x", integer, 8))
     return blob
@@ -124,6 +128,7 @@ def test_finds_members(structure: str, path: str, offset: int) -> None:
         ("outer", ""),
         ("flags", "odd"),
         ("flags", "even"),  # a bit field, though it begins with a byte
+        ("flags", "bit"),
         ("subsystems", "cpu"),
     ],
 )
@@ -144,6 +149,27 @@ def test_what_is_not_there_is_none(structure: str, path: str) -> None:
 )
 def test_finds_enumerators(enum: str, name: str, value: Optional[int]) -> None:
     assert small().read().enumerator(enum, name) == value
+
+
+@pytest.mark.parametrize(
+    ("structure", "name", "bits"),
+    [
+        ("flags", "bit", 33),
+        ("flags", "next", 34),
+        ("flags", "far", 2**16 + 7),
+        ("flags", "odd", None),  # three bits
+        ("flags", "whole", None),  # no bit field
+        ("flags", "absent", None),
+        ("outer", "first", None),  # a structure without any
+        ("outer", "odd", None),
+        ("one", "x", None),  # an offset that would look like one
+        ("absent", "bit", None),
+        ("subsystems", "cpu", None),
+        ("", "deep", None),
+    ],
+)
+def test_finds_bits(structure: str, name: str, bits: Optional[int]) -> None:
+    assert small().read().bit_field(structure, name) == bits
 
 
 def test_the_first_of_two_structures_of_a_name_counts() -> None:
@@ -202,35 +228,6 @@ def test_the_running_kernel_without_types_is_not_supported(tmp_path: pathlib.Pat
         btf.load(str(tmp_path / "vmlinux"))
 
 
-def kernel_with(names: Sequence[str]) -> btf.Btf:
-    """Types with those members that we call so."""
-    blob = Blob()
-    integer = blob.add(INT, "int", 4, [32])
-    places = [wire.OFFSETS[name] for name in names]
-    for structure in {structure for structure, _ in places}:
-        blob.struct(structure, *((path, integer, 64) for where, path in places if where == structure))
-    return blob.read()
-
-
-def test_offsets_are_absent_where_the_kernel_lacks_them() -> None:
-    found = offsets._from_btf(kernel_with(offsets._NEEDED))
-    assert found.pop("exit_has_group_dead") == 0
-    assert set(found) == {
-        *(f"offset_{name}" for name in wire.OFFSETS),
-        "cgroup_index_memory",
-        "cgroup_index_pids",
-    }
-    present = {name for name, offset in found.items() if offset != wire.ABSENT}
-    assert present == {f"offset_{name}" for name in offsets._NEEDED}
-
-
-@pytest.mark.parametrize("absent", offsets._NEEDED)
-def test_a_kernel_without_a_member_that_is_needed_is_not_supported(absent: str) -> None:
-    structure, path = wire.OFFSETS[absent]
-    with pytest.raises(NotSupportedError, match=f"member {path} in struct {structure}"):
-        offsets._from_btf(kernel_with([name for name in offsets._NEEDED if name != absent]))
-
-
 # -- Against the running kernel ------------------------------------------------------------
 
 
@@ -262,12 +259,21 @@ def dump() -> Dict[str, str]:
 
 def test_bpftool_sees_the_same_offsets(kernel: btf.Btf, dump: Dict[str, str]) -> None:
     compared = 0
-    for structure, path in wire.OFFSETS.values():
-        member = re.search(rf"\t'{path}' type_id=\d+ bits_offset=(\d+)\n", dump.get(structure, "") + "\n")
-        if member:
-            assert kernel.offset(structure, path) == int(member[1]) // 8
-            compared += 1
-    assert compared >= 15
+    for structure, paths in wire.OFFSETS.values():
+        for path in paths.split("|"):
+            member = re.search(rf"\t'{path}' type_id=\d+ bits_offset=(\d+)\n", dump.get(structure, "") + "\n")
+            if member:
+                assert kernel.offset(structure, path) == int(member[1]) // 8
+                compared += 1
+    assert compared >= 60
+
+
+def test_bpftool_sees_the_same_bit_field(kernel: btf.Btf, dump: Dict[str, str]) -> None:
+    fields = re.findall(r"\t'(\w+)' type_id=\d+ bits_offset=(\d+) bitfield_size=1\n", dump["linux_binprm"])
+    assert "secureexec" in dict(fields)
+    for name, bits in fields:
+        assert kernel.bit_field("linux_binprm", name) == int(bits)
+        assert kernel.offset("linux_binprm", name) is None
 
 
 def test_bpftool_sees_the_same_enumerators(kernel: btf.Btf, dump: Dict[str, str]) -> None:

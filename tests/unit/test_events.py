@@ -5,7 +5,7 @@ import datetime
 import json
 import pickle
 import typing
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Iterator, Optional, Tuple
 
 import attrs
 import pytest
@@ -14,8 +14,11 @@ from hypothesis import strategies as st
 
 import execwatch
 from execwatch import (
+    Container,
+    Credentials,
     Event,
     ExecEvent,
+    Executable,
     ExitEvent,
     FailedExecEvent,
     ForkEvent,
@@ -24,6 +27,7 @@ from execwatch import (
     LostEvents,
     Namespaces,
     ProcessEvent,
+    Session,
     Stats,
     event_from_dict,
 )
@@ -37,39 +41,49 @@ MAKERS = {
     ExitEvent: exit_event,
     LostEvents: lost_events,
 }
-VALUES = (*MAKERS, Namespaces, KindStats, LostCounts, Stats)
+#: What an event may hold, by the name of its field.
+NESTED: Dict[str, Any] = {
+    "namespaces": Namespaces,
+    "creds": Credentials,
+    "session": Session,
+    "exe": Executable,
+    "container": Container,
+}
+VALUES = (*MAKERS, *NESTED.values(), KindStats, LostCounts, Stats)
 EVENTS = tuple(KINDS.values())
 
 TEXT = st.binary(max_size=40).map(lambda data: data.decode("utf-8", "surrogateescape"))
 NUMBER = st.integers(0, 2**64 - 1)
 
-#: Something for each type that an event's field is declared with.
-BY_TYPE: Dict[Any, st.SearchStrategy[Any]] = {
-    int: NUMBER,
-    str: TEXT,
-    bool: st.booleans(),
-    typing.Tuple[str, ...]: st.lists(TEXT, max_size=5).map(tuple),
-    Optional[typing.Tuple[str, ...]]: st.none() | st.lists(TEXT, max_size=5).map(tuple),
-    Optional[int]: st.none() | NUMBER,
-    Optional[str]: st.none() | TEXT,
-    Optional[Namespaces]: st.none() | st.builds(Namespaces, mnt=st.none() | NUMBER),
-}
+
+def of_type(hint: Any) -> st.SearchStrategy[Any]:
+    """Something for a type that a field is declared with."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Union:
+        return st.one_of(*map(of_type, arguments))
+    if origin is tuple:
+        if arguments[-1] is ...:
+            return st.lists(of_type(arguments[0]), max_size=5).map(tuple)
+        return st.tuples(*map(of_type, arguments))
+    if origin is not None:
+        assert all(isinstance(choice, str) for choice in arguments), hint  # Literal
+        return st.sampled_from(arguments)
+    simple = {int: NUMBER, str: TEXT, bool: st.booleans(), type(None): st.none()}
+    return simple[hint] if hint in simple else any_value(hint)
 
 
-def any_event(cls: type) -> st.SearchStrategy[Any]:
+def any_value(cls: type) -> st.SearchStrategy[Any]:
     hints = typing.get_type_hints(cls)
-    fields = {}
-    for field in attrs.fields(cls):
-        choices = getattr(hints[field.name], "__args__", ())
-        literal = choices and all(isinstance(choice, str) for choice in choices)
-        fields[field.name] = st.sampled_from(choices) if literal else BY_TYPE[hints[field.name]]
-    return st.builds(cls, **fields)
+    return st.builds(cls, **{field.name: of_type(hints[field.name]) for field in attrs.fields(cls)})
 
 
-ANY_EVENT = st.one_of(*map(any_event, EVENTS))
+ANY_EVENT = st.one_of(*map(any_value, EVENTS))
 
 
 def example(cls: type) -> Any:
+    if cls in NESTED.values():
+        event = exec_event(container=Container(id="c0ffee"))
+        return next(getattr(event, name) for name, nested in NESTED.items() if nested is cls)
     return MAKERS.get(cls, cls)()
 
 
@@ -86,22 +100,35 @@ def test_dicts_hold_json_types_and_valid_unicode_only(event: Any) -> None:
     assert event_from_dict(json.loads(text)) == event
 
 
-@given(any_event(ExecEvent))
-def test_raw_holds_the_bytes_of_what_is_not_unicode_and_of_nothing_else(event: ExecEvent) -> None:
+def texts(value: Any, shown: Any, raw: Any) -> Iterator[Tuple[str, str, Optional[str]]]:
+    """Every text in a value, with what is shown of it and what stands in ``raw``."""
+    if isinstance(value, str):
+        yield value, shown, raw
+    elif isinstance(value, tuple):
+        assert raw is None or len(raw) == len(value)
+        for number, item in enumerate(value):
+            yield from texts(item, shown[number], raw and raw[number])
+    elif attrs.has(type(value)):
+        names = [field.name for field in attrs.fields(type(value))]
+        assert set(raw or ()) <= set(names)
+        for name in names:
+            yield from texts(getattr(value, name), shown[name], raw and raw.get(name))
+
+
+@given(ANY_EVENT)
+def test_raw_holds_the_bytes_of_what_is_not_unicode_and_of_nothing_else(event: Any) -> None:
     data = event.to_dict()
-    for name, value in data.get("raw", {}).items():
-        true, shown = getattr(event, name), data[name]
-        pairs = zip(true, shown, value) if isinstance(value, list) else [(true, shown, value)]
-        for text, visible, encoded in pairs:
-            original = text.encode("utf-8", "surrogateescape")
-            assert visible == original.decode("utf-8", "replace")
-            if encoded is None:
-                assert visible == text
-            else:
-                assert base64.b64decode(encoded) == original
-                assert "\ufffd" in visible
-    texts = [value for value in attrs.asdict(event).values() if isinstance(value, str)]
-    assert ("raw" in data) == any("\udc80" <= c <= "\udcff" for t in (*texts, *event.argv) for c in t)
+    odd = False
+    for text, visible, encoded in texts(event, data, data.get("raw")):
+        original = text.encode("utf-8", "surrogateescape")
+        assert visible == original.decode("utf-8", "replace")
+        if encoded is None:
+            assert visible == text
+        else:
+            odd = True
+            assert base64.b64decode(encoded) == original
+            assert "\ufffd" in visible
+    assert ("raw" in data) == odd
 
 
 def test_raw_stands_beside_what_is_shown() -> None:
@@ -112,10 +139,53 @@ def test_raw_stands_beside_what_is_shown() -> None:
     assert "raw" not in exec_event().to_dict()
 
 
+def test_raw_of_a_nested_value_is_an_object() -> None:
+    event = exec_event(
+        exe=Executable(path="/\udcff", inode=1),
+        container=Container(id="a\udcfe", runtime="docker"),
+        cwd="/\udcfd",
+        env=(("A", "1"), ("\udcfc", ""), ("B", "\udcfb")),
+    )
+    data = event.to_dict()
+    assert data["exe"]["path"] == "/\ufffd"
+    assert data["env"] == [["A", "1"], ["\ufffd", ""], ["B", "\ufffd"]]
+    assert data["raw"] == {
+        "exe": {"path": "L/8="},
+        "container": {"id": "Yf4="},
+        "cwd": "L/0=",
+        "env": [None, ["/A==", None], [None, "+w=="]],
+    }
+    assert event_from_dict(json.loads(json.dumps(data))) == event
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_a_nested_value_is_an_object_of_all_its_fields(name: str) -> None:
+    value = example(NESTED[name])
+    data = exec_event(**{name: value}).to_dict()[name]
+    assert data == attrs.asdict(value)
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_of_a_nested_value_optional_fields_may_be_absent(name: str) -> None:
+    """As in what an older version wrote."""
+    cls = NESTED[name]
+    needed = {f.name: "x" for f in attrs.fields(cls) if f.default is attrs.NOTHING}
+    event = event_from_dict({**exec_event().to_dict(), name: needed})
+    assert getattr(event, name) == cls(**needed)
+
+
 def test_keys_that_are_not_known_are_ignored() -> None:
     event = exec_event()
     data = {**event.to_dict(), "weather": "fine", "raw": {"weather": "?"}}
-    data["namespaces"]["ipc"] = 4
+    assert event_from_dict(data) == event
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_keys_of_nested_values_that_are_not_known_are_ignored(name: str) -> None:
+    event = exec_event(**{name: example(NESTED[name])})
+    data = event.to_dict()
+    data[name]["weather"] = {"wind": ["strong"]}
+    data["raw"] = {name: {"weather": "?"}}
     assert event_from_dict(data) == event
 
 
@@ -136,13 +206,27 @@ BROKEN: Dict[str, Any] = {
     "raw is no text": {"raw": {"comm": 5}},
     "raw is shorter than its field": {"argv": ["a", "b"], "raw": {"argv": ["YQ=="]}},
     "an object in place of text": {"comm": {"mnt": 1}},
+    "an object within an object": {"exe": {"path": {"path": "/x"}}},
+    "a nested field is missing": {"creds": {"uid": 1}},
+    "a nested value without its id": {"container": {"runtime": "docker"}},
+    "nested raw is no object": {"exe": {"path": "x"}, "raw": {"exe": "eA=="}},
+    "nested raw is a list": {"exe": {"path": "x"}, "raw": {"exe": ["eA=="]}},
+    "nested raw is no base64": {"exe": {"path": "x"}, "raw": {"exe": {"path": "?"}}},
+    "nested raw is not ASCII": {"exe": {"path": "x"}, "raw": {"exe": {"path": "\xff"}}},
+    "nested raw is no text": {"container": {"id": "x"}, "raw": {"container": {"id": 5}}},
+    "nested raw is an object too many": {"exe": {"path": "x"}, "raw": {"exe": {"path": {"path": "eA=="}}}},
+    "raw is an object beside text": {"cwd": "/", "raw": {"cwd": {"path": "Lw=="}}},
+    "raw is an object beside a list": {"env": [["A", "1"]], "raw": {"env": {"A": "MQ=="}}},
+    "raw of a pair is shorter": {"env": [["A", "1"]], "raw": {"env": [["QQ=="]]}},
+    "raw of a pair is text": {"env": [["A", "1"]], "raw": {"env": ["QQ"]}},
+    "raw is a number": {"env": [["A", "1"]], "raw": {"env": 1}},
 }
 
 
 @pytest.mark.parametrize("changes", BROKEN.values(), ids=BROKEN)
 def test_other_dicts_are_a_value_error(changes: Dict[str, Any]) -> None:
     data = {**exec_event().to_dict(), **changes}
-    with pytest.raises(ValueError, match=r"event|base64|padding|raw"):
+    with pytest.raises(ValueError, match=r"event|base64|padding|raw|ASCII"):
         event_from_dict({k: v for k, v in data.items() if v is not ...})
 
 
@@ -224,7 +308,7 @@ def test_time_is_an_aware_datetime_cut_to_microseconds(time_ns: int) -> None:
 def test_optional_means_none_by_default() -> None:
     hints = typing.get_type_hints(ExecEvent)
     for field in attrs.fields(ExecEvent):
-        if hints[field.name] in (Optional[int], Optional[str], Optional[Namespaces]):
+        if type(None) in typing.get_args(hints[field.name]):
             assert field.default is None
 
 

@@ -372,6 +372,11 @@ def test_what_was_forgotten_does_not_come_back_where_there_is_no_room() -> None:
     for event in [ended(2, at=5), ended(3, at=6), ended(2, at=5)]:
         table.feed(event)
     assert [process.pid for process in table] == [3]
+    table = ProcessTable(dead=0)
+    again = fork_event(**who(2, process_key="again", start_boottime_ns=7 * SECOND))
+    for event in [ended(2, at=5), again, ended(3, at=8), ended(2, at=5)]:
+        table.feed(event)
+    assert [process.key for process in table] == ["again"]
 
 
 def test_ancestors_of_the_living_go_last() -> None:
@@ -446,8 +451,8 @@ def test_others_may_ask_while_one_feeds() -> None:
 
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
+    threads = [threading.Thread(target=ask) for _ in range(3)]
     try:
-        threads = [threading.Thread(target=ask) for _ in range(3)]
         for thread in threads:
             thread.start()
         for number in range(2, 5000):

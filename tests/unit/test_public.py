@@ -21,9 +21,12 @@ PUBLIC = {
     "BccNotFoundError",
     "Check",
     "CompileError",
+    "Container",
+    "Credentials",
     "Event",
     "ExecEvent",
     "ExecTracer",
+    "Executable",
     "ExecwatchError",
     "ExitEvent",
     "FailedExecEvent",
@@ -40,10 +43,16 @@ PUBLIC = {
     "NotSupportedError",
     "PrivilegeError",
     "Problem",
+    "Process",
     "ProcessEvent",
+    "ProcessTable",
+    "ProcessTree",
     "RecordingError",
+    "Session",
     "StateError",
     "Stats",
+    "User",
+    "Users",
     "check",
     "event_from_dict",
     "replay",
@@ -71,10 +80,12 @@ TRACER = {
     "on_failed",
     "on_fork",
     "on_lost",
+    "processes",
     "read",
     "start",
     "stats",
     "stop",
+    "users",
 }
 
 #: What importing execwatch must not bring along: each costs milliseconds or megabytes.
@@ -88,15 +99,17 @@ HEAVY = (
     "subprocess",
     "execwatch.kernel",
     "execwatch.build",
+    "execwatch.processes",
+    "execwatch.users",
 )
 
 
 def names(module: ModuleType) -> Set[str]:
-    """The public names of a module that are its own or that it hands on."""
+    """The public names of a module that are its own or that it hands on, also when they are asked for."""
     return {
         name
-        for name, value in vars(module).items()
-        if not name.startswith("_") and not inspect.ismodule(value) and name != "annotations"
+        for name in {*vars(module), *dir(module)} - {"annotations", "TYPE_CHECKING"}
+        if not name.startswith("_") and not inspect.ismodule(getattr(module, name))
     }
 
 
@@ -193,3 +206,11 @@ def test_pydoc_renders_it(name: str) -> None:
 def test_pydoc_renders_the_package() -> None:
     text = pydoc.plain(pydoc.render_doc(execwatch))
     assert "Every program that starts" in text
+
+
+def test_names_that_come_late_are_like_any_other() -> None:
+    for name in ("Process", "ProcessTable", "ProcessTree", "User", "Users"):
+        assert getattr(execwatch, name).__name__ == name
+        assert name in dir(execwatch)
+    with pytest.raises(AttributeError, match="'execwatch' has no attribute 'Nobody'"):
+        execwatch.Nobody  # type: ignore[attr-defined] # noqa: B018

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import pathlib
 import pickle
+import stat
 import subprocess
 import sys
 from typing import Any, Callable, Dict, List
@@ -28,6 +29,7 @@ from execwatch.testing import (
     fork_event,
     lost_events,
 )
+from execwatch.users import Users
 
 MAKERS: Dict[str, Callable[..., Any]] = {
     "exec": exec_event,
@@ -53,11 +55,21 @@ def test_events_made_are_ready_for_json_and_pickle(make: Callable[..., Any]) -> 
     assert pickle.loads(pickle.dumps(event)) == event
 
 
+#: Of fields that are no numbers, and that others follow from.
+VALUES: Dict[str, Any] = {
+    "argv": ("a",),
+    "filename": "a",
+    "interp": "b",
+    "cwd": "/c",
+    "namespaces": Namespaces(mnt=1),
+}
+
+
 @pytest.mark.parametrize("kind", MAKERS)
 def test_every_field_can_be_set(kind: str) -> None:
     event = MAKERS[kind]()
     for field in attrs.fields(type(event)):
-        value = {"argv": ("a",), "filename": "a", "namespaces": Namespaces(mnt=1)}.get(field.name, 7)
+        value = VALUES.get(field.name, 7)
         assert getattr(MAKERS[kind](**{field.name: value}), field.name) == value
 
 
@@ -77,9 +89,18 @@ def test_later_calls_make_later_events_of_other_processes(make: Callable[..., An
 
 
 def test_nothing_that_can_be_known_is_left_unknown() -> None:
+    """It ran on the host, and its environment was not asked for."""
     for make in (exec_event, fork_event):
         event = make()
-        assert None not in [getattr(event, field.name) for field in attrs.fields(type(event))]
+        unknown = {name for name in names_of(event) if getattr(event, name) is None}
+        assert unknown == {"container", "env", "env_status"} & set(names_of(event))
+    event = exec_event()
+    for value in (event.creds, event.session, event.exe, event.namespaces):
+        assert None not in [getattr(value, name) for name in names_of(value)]
+
+
+def names_of(value: Any) -> List[str]:
+    return [field.name for field in attrs.fields(type(value))]
 
 
 def test_what_follows_from_other_fields_follows() -> None:
@@ -96,6 +117,61 @@ def test_what_follows_from_other_fields_follows() -> None:
     assert "-76-" in (event.parent_key or "")
 
 
+def test_what_is_captured_follows_from_the_rest() -> None:
+    event = exec_event(uid=33, gid=34, pid=77, ppid=76)
+    creds, session, namespaces = event.creds, event.session, event.namespaces
+    assert creds
+    assert session
+    assert namespaces
+    assert {creds.uid, creds.euid, creds.suid, creds.fsuid, creds.loginuid} == {33}
+    assert {creds.gid, creds.egid, creds.sgid, creds.fsgid} == {34}
+    assert (session.pgid, session.sid, namespaces.vpid) == (77, 76, 77)
+    assert event.cgroup_path == "/user.slice/user-33.slice/session-2.scope"
+    assert Users().of(event).user_ns == namespaces.user
+
+
+def test_root_has_all_capabilities_and_others_none() -> None:
+    for uid, permitted in ((0, 2**41 - 1), (1000, 0)):
+        creds = exec_event(uid=uid).creds
+        assert creds
+        assert (creds.cap_permitted, creds.cap_effective) == (permitted, permitted)
+        assert (creds.cap_inheritable, creds.cap_ambient) == (0, 0)
+        assert {creds.setuid, creds.setgid, creds.file_capabilities, creds.secureexec} == {False}
+    assert (exec_event(uid=0).gid, exec_event().gid) == (0, 1000)
+
+
+@pytest.mark.parametrize(
+    ("fields", "path"),
+    [
+        ({}, "/bin/true"),
+        ({"argv": ("/usr/bin/make", "-j2")}, "/usr/bin/make"),
+        ({"filename": "/opt/run", "interp": "/bin/sh"}, "/bin/sh"),
+        ({"filename": "./run"}, "/home/user/run"),
+        ({"filename": "../run", "cwd": "/srv/a"}, "/srv/run"),
+        ({"filename": "run", "cwd": None}, "/run"),
+        ({"filename": None}, "/bin/true"),
+        ({"filename": "/opt/run", "interp": None}, "/opt/run"),
+        ({"argv": ()}, "/bin/true"),
+        ({"filename": "/\udcff"}, "/\udcff"),
+    ],
+)
+def test_the_file_that_runs_is_the_one_that_was_named(fields: Dict[str, Any], path: str) -> None:
+    exe = exec_event(**fields).exe
+    assert exe
+    assert exe.path == path
+    assert stat.filemode(exe.mode or 0) == "-rwxr-xr-x"
+    assert (exe.memfd, exe.deleted) == (False, False)
+
+
+def test_filters_see_what_was_made_as_they_see_the_kernels() -> None:
+    assert Filter(paths={"/usr/bin/make"}).matches(exec_event(argv=("/usr/bin/make",)))
+    assert Filter(paths={"/opt/run"}).matches(exec_event(filename="/opt/run", interp="/bin/sh"))
+    assert Filter(containers=False).matches(exec_event())
+    assert Filter(containers=False).matches(fork_event())
+    assert not Filter(containers=True).matches(exec_event())
+    assert Filter(mount_ns={4026531841}).matches(exec_event())
+
+
 def test_a_comm_has_at_most_fifteen_bytes() -> None:
     assert exec_event(argv=("/bin/a-very-long-program-name",)).comm == "a-very-long-pro"
     comm = exec_event(argv=("/bin/éééééééééé",)).comm
@@ -107,6 +183,9 @@ def test_odd_events_can_be_made() -> None:
     assert exec_event(filename=None).comm == ""
     assert exec_event(ppid=None).parent_key is None
     assert exec_event(start_boottime_ns=None).start_boottime_ns is None
+    assert exec_event(uid=None).creds is None
+    assert exec_event(gid=None).creds is None
+    assert exec_event(creds=None, session=None, exe=None, cwd=None, namespaces=None).exe is None
     assert failed_exec_event(argv=None).argv_status == "unreadable"
     assert exit_event(signal=9).exit_code is None
 

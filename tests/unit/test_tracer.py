@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from execwatch import ExecTracer, Filter, StateError, Stats
+from execwatch import ExecTracer, Filter, StateError, Stats, wire
 from execwatch.testing import exec_event, lost_events
 
 from .scripted import (
@@ -75,6 +75,33 @@ WRONG: Dict[str, List[Any]] = {
     "probe": [("tracepoints", ValueError), (None, ValueError)],
     "buffer": [("stack", ValueError), (1, ValueError)],
     "filter": [({"pids": 1}, TypeError), ("sh", TypeError)],
+    "capture": [
+        ("creds", TypeError),
+        (b"creds", TypeError),
+        (None, TypeError),
+        (True, TypeError),
+        ([b"creds"], TypeError),
+        (["creds", None], TypeError),
+        ([["creds"]], TypeError),
+        (["creds", "env"], ValueError),
+        ([""], ValueError),
+        (["Creds"], ValueError),
+    ],
+    "env": [
+        ("PATH", TypeError),
+        (b"PATH", TypeError),
+        (0, TypeError),
+        (1.5, TypeError),
+        ([b"PATH"], TypeError),
+        (["PATH", None], TypeError),
+        ([True], TypeError),
+        ([], ValueError),
+        (set(), ValueError),
+        (iter(()), ValueError),
+        ([""], ValueError),
+        (["PATH", "A=B"], ValueError),
+        (["A\0"], ValueError),
+    ],
 }
 
 
@@ -84,6 +111,80 @@ WRONG: Dict[str, List[Any]] = {
 def test_arguments_are_checked_at_the_call(name: str, value: Any, error: type) -> None:
     with pytest.raises(error, match=f"^{name}: expected .* got "):
         ExecTracer(**{name: value})
+
+
+PARTS = ("creds", "session", "namespaces", "exe", "cwd", "container")
+
+
+@pytest.mark.parametrize("value", [case[0] for case in WRONG["capture"]], ids=repr)
+def test_a_wrong_part_is_told_beside_those_there_are(value: Any) -> None:
+    with pytest.raises((TypeError, ValueError)) as caught:
+        ExecTracer(capture=value)
+    assert all(repr(part) in str(caught.value).partition(", got ")[0] for part in PARTS)
+
+
+@pytest.mark.parametrize("name", ["capture", "env"])
+@pytest.mark.parametrize("value", ["exe", b"exe"])
+def test_bare_text_is_refused_whole(name: str, value: Any) -> None:
+    """It could be iterated over: "got 'e'" would puzzle."""
+    with pytest.raises(TypeError, match=f"^{name}: expected .* got {value!r}$"):
+        ExecTracer(**{name: value})
+
+
+def opened_with(monkeypatch: pytest.MonkeyPatch, **arguments: Any) -> Dict[str, Any]:
+    """What a tracer with these arguments asks of the kernel."""
+    asked: Dict[str, Any] = {}
+
+    def open_kernel(filter: Any, **options: Any) -> ScriptedSource:
+        asked.update(options)
+        return ScriptedSource()
+
+    monkeypatch.setattr("execwatch.tracer._open_kernel", open_kernel)
+    with ExecTracer(**arguments):
+        return asked
+
+
+@pytest.mark.parametrize(
+    ("capture", "parts"),
+    [
+        ((), set()),
+        (["exe"], {"exe"}),
+        (("exe", "cwd", "exe"), {"exe", "cwd"}),
+        (iter(PARTS), set(PARTS)),
+        ({"creds": 1}, {"creds"}),
+    ],
+    ids=["nothing", "list", "twice", "iterator", "mapping"],
+)
+def test_what_is_captured_is_any_collection_of_parts(
+    monkeypatch: pytest.MonkeyPatch, capture: Any, parts: Any
+) -> None:
+    assert opened_with(monkeypatch, capture=capture)["capture"] == parts
+
+
+def test_all_but_the_environment_is_captured_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = opened_with(monkeypatch)
+    assert asked["capture"] == set(PARTS) == set(wire.CAPTURE)
+    assert asked["env"] is False
+
+
+@pytest.mark.parametrize(
+    ("env", "names"),
+    [
+        (None, False),
+        (False, False),
+        (True, True),
+        (["PATH"], {"PATH"}),
+        (("A B", "\udcff", "A B"), {"A B", "\udcff"}),
+        (iter(["PATH", "HOME"]), {"PATH", "HOME"}),
+    ],
+    ids=["none", "false", "true", "list", "odd", "iterator"],
+)
+def test_an_environment_is_asked_for_whole_or_by_names(
+    monkeypatch: pytest.MonkeyPatch, env: Any, names: Any
+) -> None:
+    asked = opened_with(monkeypatch, env=env)["env"]
+    assert asked == names
+    assert isinstance(asked, (bool, frozenset))
 
 
 @pytest.mark.parametrize(

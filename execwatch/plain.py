@@ -1,0 +1,250 @@
+"""Values as JSON types and back, exactly, for every attrs class whose fields say what they hold.
+
+Text that is not UTF-8 shows as U+FFFD, and its true bytes stand beside, in
+``raw``. The way back takes what the declared types allow and nothing else:
+what it reads may come from anybody.
+"""
+
+from __future__ import annotations
+
+import reprlib
+import typing
+from functools import lru_cache
+from operator import attrgetter
+from typing import Any, Callable, Dict, FrozenSet, List, Mapping, NamedTuple, Optional, Tuple, Type, TypeVar
+
+import attrs
+from typing_extensions import Literal
+
+T = TypeVar("T")
+
+#: Takes a JSON value and what stands for it in ``raw``; ValueError where it is something else.
+Parser = Callable[[Any, Any], Any]
+
+#: The kernel's numbers have 64 bits, signed or not.
+_LEAST, _MOST = -(2**63), 2**64 - 1
+
+#: For messages: of hostile text a small part, of nested lists a few levels.
+_short = reprlib.Repr()
+_short.maxlevel, _short.maxdict, _short.maxlist, _short.maxstring = 2, 2, 3, 60
+
+
+class _Field(NamedTuple):
+    name: str
+    optional: bool
+    parse: Parser
+
+
+class _Class(NamedTuple):
+    names: Tuple[str, ...]
+    values: Callable[[Any], Tuple[Any, ...]]
+    required: FrozenSet[str]
+
+
+def to_plain(value: Any) -> Tuple[Dict[str, Any], Dict[str, Any]]:
+    """Return the fields of an attrs value as JSON types, and the true bytes of those that need it.
+
+    Raises:
+        UnicodeEncodeError: Text holds a surrogate that stands for no byte.
+    """
+    names, values, _ = _class(type(value))
+    data: Dict[str, Any] = {}
+    raw: Dict[str, Any] = {}
+    for name, item in zip(names, values(value)):
+        data[name], lost = _to_json(item)
+        if lost is not None:
+            raw[name] = lost
+    return data, raw
+
+
+def from_plain(cls: Type[T], data: Mapping[str, Any], raw: Any = None) -> T:
+    """Return the value of ``cls`` that :func:`to_plain` told of; keys that it doesn't have are ignored.
+
+    Raises:
+        ValueError: A field is missing or not of its declared type, or a number has more than
+            64 bits; the message names it.
+    """
+    raws = {} if raw is None else raw
+    if type(raws) is not dict:
+        raise ValueError(f"raw: expected an object, got {_short.repr(raws)}")
+    fields: Dict[str, Any] = {}
+    for name, optional, parse in _fields(cls):
+        if name not in data:
+            continue
+        value = data[name]
+        if value is None and optional and name not in raws:
+            fields[name] = None
+            continue
+        try:
+            fields[name] = parse(value, raws.get(name))
+        except _Mismatch as exc:
+            raise exc.within(name) from None
+    missing = _class(cls).required - fields.keys()
+    if missing:
+        raise _Mismatch(f"{', '.join(sorted(missing))}: missing")
+    return cls(**fields)
+
+
+def short(value: Any) -> str:
+    """Return ``repr(value)``, cut where it is long or deep."""
+    return _short.repr(value)
+
+
+class _Mismatch(ValueError):
+    """Not what the field is declared to hold; the message begins with where."""
+
+    def within(self, name: str) -> _Mismatch:
+        inner = str(self)
+        return _Mismatch(f"{name}{inner}" if inner.startswith((":", "[", ".")) else f"{name}.{inner}")
+
+
+@lru_cache(maxsize=None)
+def _class(cls: type) -> _Class:
+    fields = attrs.fields(cls)
+    names = tuple(field.name for field in fields)
+    # A name more: of a single one attrgetter makes no tuple.
+    getter = attrgetter(*names, "__class__")
+    return _Class(names, getter, frozenset(f.name for f in fields if f.default is attrs.NOTHING))
+
+
+def _to_json(value: Any) -> Tuple[Any, Any]:
+    """Return the value as JSON types, and its true bytes where those types can't hold them."""
+    if value is None or type(value) in (int, bool, dict):
+        return value, None
+    if isinstance(value, str):
+        return (value, None) if value.isascii() else _to_unicode(value)
+    if isinstance(value, tuple):
+        pairs = [_to_json(item) for item in value]
+        lost = [raw for _, raw in pairs]
+        return [item for item, _ in pairs], (lost if any(raw is not None for raw in lost) else None)
+    if attrs.has(type(value)):
+        data, true = to_plain(value)
+        return data, true or None
+    return value, None
+
+
+def _to_unicode(text: str) -> Tuple[str, Optional[str]]:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        import base64  # only where it is needed: rare
+
+        true = text.encode("utf-8", "surrogateescape")
+        return true.decode("utf-8", "replace"), base64.b64encode(true).decode("ascii")
+    return text, None
+
+
+@lru_cache(maxsize=None)
+def _fields(cls: type) -> Tuple[_Field, ...]:
+    hints = typing.get_type_hints(cls)
+    fields = []
+    for name in _class(cls).names:
+        hint, optional = hints[name], False
+        if typing.get_origin(hint) is typing.Union:
+            hint, none = typing.get_args(hint)  # Optional is the only union that values have
+            optional = none is type(None)
+        fields.append(_Field(name, optional, _parser(hint)))
+    return tuple(fields)
+
+
+def _parser(hint: Any) -> Parser:
+    """Return what takes JSON for a declared type."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return _choice(arguments)
+    if origin is tuple:
+        several = arguments[-1] is ...
+        return _sequence(_parser(arguments[0]), None if several else len(arguments))
+    if origin is dict:
+        return _object
+    if attrs.has(hint):
+        return _value(hint)
+    return {int: _integer, str: _text, bool: _boolean}[hint]
+
+
+def _expected(what: str, value: Any, raw: Any) -> _Mismatch:
+    if raw is not None:
+        return _Mismatch(f": expected {what}, got {short(value)} with raw {short(raw)}")
+    return _Mismatch(f": expected {what}, got {short(value)}")
+
+
+def _integer(value: Any, raw: Any) -> int:
+    if type(value) is int and _LEAST <= value <= _MOST and raw is None:
+        return value
+    raise _expected("an integer of 64 bits", value, raw)
+
+
+def _boolean(value: Any, raw: Any) -> bool:
+    if (value is True or value is False) and raw is None:
+        return value
+    raise _expected("true or false", value, raw)
+
+
+def _text(value: Any, raw: Any) -> str:
+    if type(value) is not str:
+        raise _expected("text", value, raw)
+    if raw is not None:
+        return _true_text(value, raw)
+    if not value.isascii():
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            raise _expected("text in Unicode", value, raw) from None
+    return value
+
+
+def _true_text(value: str, raw: Any) -> str:
+    import base64
+    import binascii
+
+    if type(raw) is str and raw.isascii():
+        try:
+            return base64.b64decode(raw, validate=True).decode("utf-8", "surrogateescape")
+        except binascii.Error:
+            pass
+    raise _expected("text, and in raw its base64", value, raw)
+
+
+def _object(value: Any, raw: Any) -> Dict[str, Any]:
+    if type(value) is dict and raw is None:
+        return value
+    raise _expected("an object", value, raw)
+
+
+def _choice(choices: Tuple[str, ...]) -> Parser:
+    def parse(value: Any, raw: Any) -> str:
+        # Text first: a list has no hash, and 1 == True.
+        if type(value) is str and value in choices and raw is None:
+            return value
+        raise _expected(f"one of {', '.join(choices)}", value, raw)
+
+    return parse
+
+
+def _sequence(parse_item: Parser, length: Optional[int]) -> Parser:
+    def parse(value: Any, raw: Any) -> Tuple[Any, ...]:
+        if type(value) is not list or (length is not None and len(value) != length):
+            raise _expected("a list" if length is None else f"a list of {length}", value, raw)
+        raws: List[Any] = [None] * len(value) if raw is None else raw
+        if type(raws) is not list or len(raws) != len(value):
+            raise _expected("a list, and in raw one of the same length", value, raw)
+        items = []
+        try:
+            for item, true in zip(value, raws):
+                items.append(parse_item(item, true))
+        except _Mismatch as exc:
+            raise exc.within(f"[{len(items)}]") from None
+        return tuple(items)
+
+    return parse
+
+
+def _value(cls: type) -> Parser:
+    def parse(value: Any, raw: Any) -> Any:
+        if type(value) is not dict:
+            raise _expected("an object", value, raw)
+        if raw is not None and type(raw) is not dict:
+            raise _expected("an object, and in raw another", value, raw)
+        return from_plain(cls, value, raw)
+
+    return parse

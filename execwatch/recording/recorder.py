@@ -1,0 +1,222 @@
+"""A recorder: a thread that takes in every event while the program does something else."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import threading
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Callable, List, Optional, Sequence, Tuple, Type, Union
+
+from typing_extensions import Self, final
+
+from execwatch.errors import StateError
+from execwatch.events import AnyEvent, Stats
+from execwatch.filters import Filter
+from execwatch.recording.replaying import load
+from execwatch.recording.values import Recording
+from execwatch.tracer import ExecTracer
+
+if TYPE_CHECKING:
+    from execwatch.formats import Header, Writer
+
+#: Seconds for which events gather before they are read.
+_GATHER = 0.01
+
+
+def record(
+    filter: Optional[Filter] = None,
+    *,
+    path: Union[str, os.PathLike[str], None] = None,
+    **options: Any,
+) -> Recorder:
+    """Return a recorder: it records while its ``with`` block runs::
+
+        with record() as recorder:
+            subprocess.run(["make"])
+        print(recorder.recording.summary())
+
+    Args:
+        filter: What to record; None: what this process and its descendants do.
+        path: Write it to this file, in the format of its name (see :meth:`Recording.save`), as
+            it happens: then memory stays flat, and what was written survives a crash.
+        options: Of :class:`~execwatch.ExecTracer`; here ``forks``, ``exits`` and ``lost`` are True
+            unless set otherwise.
+
+    Raises:
+        ValueError, TypeError: An argument is out of range or of a wrong type.
+    """
+    return Recorder(filter, path=path, **options)
+
+
+@final
+class Recorder:
+    """See :func:`record`. Used once.
+
+    Entering raises what :meth:`ExecTracer.start` raises, and :class:`OSError` where ``path``
+    can't be written. If writing fails later, recording ends, and the end of the block
+    raises the :class:`OSError`.
+    """
+
+    def __init__(
+        self, filter: Optional[Filter], *, path: Union[str, os.PathLike[str], None], **options: Any
+    ) -> None:
+        self._filter = Filter(descendants_of=os.getpid()) if filter is None else filter
+        self._options = {"forks": True, "exits": True, "lost": True, **options}
+        self._tracer: ExecTracer[Any] = ExecTracer(self._filter, **self._options)
+        self._path = None if path is None else os.fspath(path)
+        self._writer: Optional[Writer] = None
+        self._header: Optional[Header] = None
+        self._events: List[AnyEvent] = []
+        self._news = threading.Condition()
+        #: How many barriers were asked for, and how many were passed.
+        self._asked = self._passed = 0
+        self._error: Optional[BaseException] = None
+        self._stats: Optional[Stats] = None
+        self._pid = 0
+
+    # -- Life -----------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        from execwatch import formats
+
+        if self._pid:
+            raise StateError("a recorder is used once: make another one")
+        self._pid = os.getpid()
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._tracer.close)
+            self._header = formats.Header.here(filter=self._filter, options=self._options)
+            if self._path is not None:
+                self._writer = formats.open_writer(self._path, self._header)
+                undo.callback(self._writer.close, None)
+            self._tracer.start()
+            self._bell, self._rope = os.pipe()
+            undo.callback(os.close, self._bell)
+            undo.callback(os.close, self._rope)
+            # A daemon: where a program forgets the block's end, it can end all the same.
+            self._thread = threading.Thread(target=self._run, name="execwatch recorder", daemon=True)
+            self._thread.start()
+            undo.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: Optional[Type[BaseException]],
+        exc: Optional[BaseException],
+        traceback: Optional[TracebackType],
+    ) -> None:
+        if os.getpid() != self._pid:  # a forked child: the thread is the parent's
+            self._tracer.close()
+            return
+        try:
+            self._tracer.stop()
+            self._ring()
+            self._thread.join()
+        finally:
+            self._tracer.close()
+            self._stats = self._tracer.stats()
+            os.close(self._bell)
+            os.close(self._rope)
+            if self._writer is not None:
+                self._writer.close(None if self._error else self._stats)
+        if self._error is not None and exc is None:
+            raise self._error
+
+    # -- Asking ---------------------------------------------------------------------
+
+    def snapshot(self) -> Recording:
+        """Return what was recorded so far: every event that was complete before the call.
+
+        Inside the block, without ``path``.
+
+        Raises:
+            StateError: Outside of the block, or with ``path``.
+        """
+        self._check_inside()
+        if self._path is not None:
+            raise StateError(f"what is recorded goes to {self._path!r}: load that after the block")
+        return Recording(self._sync(), complete=False, header=self._header)
+
+    @property
+    def recording(self) -> Recording:
+        """What was recorded, after the block; with ``path`` it is loaded from there.
+
+        Raises:
+            StateError: The block has not ended.
+        """
+        if self._stats is None:
+            raise StateError("the recording is there after the with block; inside, take a snapshot()")
+        if self._path is not None:
+            return load(self._path)
+        return Recording(self._events, stats=self._stats, complete=self._error is None, header=self._header)
+
+    def stats(self) -> Stats:
+        """Return the tracer's counters."""
+        return self._tracer.stats()
+
+    def _check_inside(self) -> None:
+        if not self._pid or self._stats is not None:
+            raise StateError("a recorder records inside its with block")
+
+    def _sync(self) -> Tuple[AnyEvent, ...]:
+        """Return all events that were complete before the call."""
+        with self._news:
+            self._asked += 1
+            mine = self._asked
+            self._ring()
+            self._news.wait_for(lambda: self._passed >= mine or not self._thread.is_alive())
+            return tuple(self._events)
+
+    def _wait(self, condition: Callable[[Sequence[AnyEvent]], bool], seconds: float) -> None:
+        """Wait until the condition holds for the events so far, or the time is up."""
+        self._sync()
+        with self._news:
+            self._news.wait_for(lambda: condition(self._events) or not self._thread.is_alive(), seconds)
+
+    # -- The thread -------------------------------------------------------------------
+
+    def _ring(self) -> None:
+        os.write(self._rope, b"!")
+
+    def _run(self) -> None:
+        try:
+            with contextlib.suppress(StateError):  # closed
+                while self._round():
+                    pass
+        except BaseException as exc:
+            self._error = exc
+            self._tracer.stop()
+        finally:
+            with self._news:
+                self._news.notify_all()
+
+    def _round(self) -> bool:
+        """Wait for events and take them in; False at the end."""
+        poll = select.poll()
+        poll.register(self._tracer.fileno(), select.POLLIN)
+        poll.register(self._bell, select.POLLIN)
+        ready = dict(poll.poll())
+        if self._bell not in ready:  # let others join it, but for a call
+            poll.unregister(self._tracer.fileno())
+            ready = dict(poll.poll(_GATHER * 1000))
+        if self._bell in ready:
+            os.read(self._bell, 4096)
+        asked = self._asked
+        events = self._tracer.read(timeout=0)
+        if events:
+            self._take(events)
+        with self._news:
+            self._passed = asked
+            self._news.notify_all()
+        return bool(events) or not self._ended()
+
+    def _ended(self) -> bool:
+        stream = self._tracer._stream
+        return stream is None or stream.ended()
+
+    def _take(self, events: List[AnyEvent]) -> None:
+        if self._writer is not None:
+            self._writer.write(events)
+        else:
+            self._events += events
