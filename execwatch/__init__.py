@@ -34,13 +34,19 @@ from execwatch.events import Stats as Stats
 from execwatch.events import event_from_dict as event_from_dict
 from execwatch.filters import Filter as Filter
 from execwatch.filters import Matcher as Matcher
-from execwatch.recording import replay as replay
 from execwatch.tracer import ExecTracer as ExecTracer
 
 if TYPE_CHECKING:
     from execwatch.processes import Process as Process
     from execwatch.processes import ProcessTable as ProcessTable
     from execwatch.processes import ProcessTree as ProcessTree
+    from execwatch.recording.recorder import Recorder as Recorder
+    from execwatch.recording.recorder import record as record
+    from execwatch.recording.replaying import load as load
+    from execwatch.recording.replaying import replay as replay
+    from execwatch.recording.running import run as run
+    from execwatch.recording.values import Recording as Recording
+    from execwatch.recording.values import Summary as Summary
     from execwatch.users import User as User
     from execwatch.users import Users as Users
 
@@ -51,6 +57,13 @@ _LATE = {
     "Process": "processes",
     "ProcessTable": "processes",
     "ProcessTree": "processes",
+    "Recorder": "recording.recorder",
+    "record": "recording.recorder",
+    "load": "recording.replaying",
+    "replay": "recording.replaying",
+    "run": "recording.running",
+    "Recording": "recording.values",
+    "Summary": "recording.values",
     "User": "users",
     "Users": "users",
 }

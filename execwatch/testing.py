@@ -27,7 +27,6 @@ from execwatch.events import (
     Session,
 )
 from execwatch.filters import Filter
-from execwatch.recording import replay
 from execwatch.tracer import ExecTracer
 
 _BOOT_ID = "5e1f7e57c0de4a11b0075e1f7e57c0de"
@@ -193,4 +192,6 @@ def lost_events(**fields: Any) -> LostEvents:
 
 def fake_tracer(events: Iterable[AnyEvent], filter: Optional[Filter] = None) -> ExecTracer[Event]:
     """Return a tracer that hands over these events, then ends: :func:`execwatch.replay`."""
+    from execwatch.recording.replaying import replay
+
     return replay(events, filter)

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Dict, Iterable, List, Optional, Union
 
 from execwatch.events import AnyEvent, Event
 from execwatch.filters import Filter, Matcher
-from execwatch.processes import Process
 from execwatch.recording.values import Recording
 from execwatch.source import COUNTED, Batch, Counts, KindCounts, ListSource
 from execwatch.tracer import ExecTracer
 
 if TYPE_CHECKING:
     from execwatch.formats import Reader
+    from execwatch.processes import Process
 
 Path = Union[str, "os.PathLike[str]"]
 
@@ -66,7 +66,7 @@ def replay(source: Union[Path, Iterable[AnyEvent]], filter: Optional[Filter] = N
         raise TypeError(f"filter: expected a Filter or None, got {filter!r}")
     if isinstance(source, (str, os.PathLike)):
         path = os.fspath(source)
-        return ExecTracer[Event]._over(lambda: FileSource(path, filter))
+        return ExecTracer[Event]._over(lambda: _FileSource(path, filter))
     listed = _list(source, filter)
     return ExecTracer[Event]._over(lambda: listed)
 
@@ -87,7 +87,7 @@ def _list(events: Iterable[AnyEvent], filter: Optional[Filter]) -> ListSource:
     return ListSource(passed, filtered, every)
 
 
-class FileSource:
+class _FileSource:
     """A recording in a file, read as it is asked for. A position is a number of events.
 
     Args:

@@ -14,7 +14,7 @@ from execwatch.recording.values import Recording
 
 Command = Union[str, bytes, "os.PathLike[str]", Sequence[Union[str, bytes, "os.PathLike[str]"]]]
 
-#: Seconds after which a command that has ended, but whose output somebody else holds open, is looked at again.
+#: Seconds after which a command is looked at again whose output somebody may hold open.
 _LOOK = 0.05
 
 
@@ -181,10 +181,9 @@ class _Tree:
         key = event.process_key
         if self._root is None and event.pid == self._pid:
             self._root = key
-        if key == self._root or event.parent_key in self._keys:
-            if key not in self._keys:
-                self._keys.add(key)
-                self._alive.add(key)
+        if (key == self._root or event.parent_key in self._keys) and key not in self._keys:
+            self._keys.add(key)
+            self._alive.add(key)
         if isinstance(event, ExitEvent):
             self._alive.discard(key)
         return key in self._keys

@@ -24,7 +24,6 @@ from typing_extensions import final
 from execwatch import render
 from execwatch.events import AnyEvent, Event, ExecEvent, FailedExecEvent, LostEvents, Stats
 from execwatch.filters import Filter, Matcher
-from execwatch.processes import Process, ProcessTable, ProcessTree
 
 if TYPE_CHECKING:
     import subprocess
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     import pyarrow
 
     from execwatch.formats import Header
+    from execwatch.processes import Process, ProcessTable, ProcessTree
 
 #: So many of a kind a summary names.
 _TOP = 10
@@ -169,6 +169,8 @@ class Recording(Sequence[AnyEvent]):
 
     def _processes(self) -> ProcessTable:
         if self._table is None:
+            from execwatch.processes import ProcessTable
+
             # All are kept, however many.
             table = ProcessTable(dead=len(self._events) + 1, seconds=float("inf"))
             for event in self._events:

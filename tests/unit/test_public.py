@@ -47,15 +47,21 @@ PUBLIC = {
     "ProcessEvent",
     "ProcessTable",
     "ProcessTree",
+    "Recorder",
+    "Recording",
     "RecordingError",
     "Session",
     "StateError",
     "Stats",
+    "Summary",
     "User",
     "Users",
     "check",
     "event_from_dict",
+    "load",
+    "record",
     "replay",
+    "run",
 }
 
 TESTING = {
