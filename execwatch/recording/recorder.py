@@ -80,13 +80,14 @@ class Recorder:
 
     def __enter__(self) -> Self:
         from execwatch import formats
+        from execwatch.recording import origin
 
         if self._pid:
             raise StateError("a recorder is used once: make another one")
         self._pid = os.getpid()
         with contextlib.ExitStack() as undo:
             undo.callback(self._tracer.close)
-            self._header = formats.Header.here(filter=self._filter, options=self._options)
+            self._header = origin.here(self._filter, self._options)
             if self._path is not None:
                 self._writer = formats.open_writer(self._path, self._header)
                 undo.callback(self._writer.close, None)

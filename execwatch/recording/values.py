@@ -192,8 +192,9 @@ class Recording(Sequence[AnyEvent]):
             OSError: The file can't be written.
         """
         from execwatch import formats
+        from execwatch.recording import origin
 
-        header = self.header if self.header is not None else formats.Header.here()
+        header = self.header if self.header is not None else formats.Header(version=origin.version())
         with formats.open_writer(os.fspath(path), header) as writer:
             writer.write(self._events)
             writer.close(self.stats or _counted(self._events))
