@@ -14,8 +14,9 @@ import errno
 import os
 import platform
 import resource
+import signal
 import struct
-from typing import Callable, Iterator, Optional, TypeVar
+from typing import Callable, Iterator, List, Optional, TypeVar
 
 from execwatch.errors import AttachError, LoadError, NotSupportedError, PrivilegeError
 from execwatch.kernel import privileges
@@ -181,7 +182,28 @@ def _load(
         0,
         _name(name),
     )
-    return _bpf(_PROG_LOAD, attributes)
+    return _undisturbed(lambda: _bpf(_PROG_LOAD, attributes))
+
+
+def _undisturbed(load: Callable[[], int]) -> int:
+    """Load a program with the signals of this thread held back.
+
+    The verifier gives up with EAGAIN where one is pending (Linux commit c3494801cd17), so in a program
+    that starts others all the time it would never come to an end.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    loaded: List[int] = []
+    try:
+        try:
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            loaded.append(load())
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    except BaseException:  # Ctrl-C, which had waited
+        for fd in loaded:
+            os.close(fd)
+        raise
+    return loaded[0]
 
 
 def _verifier_log(type: int, instructions: bytes, license: str) -> str:

@@ -279,3 +279,22 @@ def test_what_was_not_read_is_lost_as_closed(programs: Programs) -> None:
     assert stats.delivered == 4
     assert stats.pending == 0
     assert stats.seen == stats.delivered + stats.filtered + stats.lost
+
+
+def test_starting_while_another_thread_starts_programs(programs: Callable[[str], str]) -> None:
+    """The verifier gives up where a signal is pending, and each child's end is one."""
+    stop = threading.Event()
+
+    def start_programs() -> None:
+        while not stop.is_set():
+            execute([programs("nothing").encode()])
+
+    thread = threading.Thread(target=start_programs)
+    thread.start()
+    try:
+        for _ in range(COUNT):
+            with ExecTracer() as tracer:
+                assert tracer.read(timeout=30)
+    finally:
+        stop.set()
+        thread.join()
