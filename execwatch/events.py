@@ -96,7 +96,9 @@ class Credentials:
     """Whose rights a program runs with, see credentials(7) and capabilities(7).
 
     Ids are those of the initial user namespace. Capability sets are bit masks:
-    ``mask >> 21 & 1`` is CAP_SYS_ADMIN.
+    ``mask >> 21 & 1`` is CAP_SYS_ADMIN. Whether the file's bits and capabilities took
+    effect is concluded from the outcome; where a caller with no_new_privs (prctl(2)) had
+    effective ids that weren't its real ones, it may be wrong.
 
     Attributes:
         uid, gid: Real ids.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import reprlib
 import typing
-from functools import lru_cache
 from operator import attrgetter
 from typing import Any, Callable, Dict, FrozenSet, List, Mapping, NamedTuple, Optional, Tuple, Type, TypeVar
 
@@ -36,9 +35,15 @@ class _Field(NamedTuple):
 
 
 class _Class(NamedTuple):
+    """What is to be known of a class: in the order of ``fields`` their names, and what gets their values."""
+
+    fields: Tuple[_Field, ...]
     names: Tuple[str, ...]
     values: Callable[[Any], Tuple[Any, ...]]
     required: FrozenSet[str]
+
+
+_CLASSES: Dict[type, _Class] = {}
 
 
 def to_plain(value: Any) -> Tuple[Dict[str, Any], Dict[str, Any]]:
@@ -47,7 +52,7 @@ def to_plain(value: Any) -> Tuple[Dict[str, Any], Dict[str, Any]]:
     Raises:
         UnicodeEncodeError: Text holds a surrogate that stands for no byte.
     """
-    names, values, _ = _class(type(value))
+    _, names, values, _ = _class(type(value))
     data: Dict[str, Any] = {}
     raw: Dict[str, Any] = {}
     for name, item in zip(names, values(value)):
@@ -68,7 +73,8 @@ def from_plain(cls: Type[T], data: Mapping[str, Any], raw: Any = None) -> T:
     if type(raws) is not dict:
         raise ValueError(f"raw: expected an object, got {_short.repr(raws)}")
     fields: Dict[str, Any] = {}
-    for name, optional, parse in _fields(cls):
+    known = _class(cls)
+    for name, optional, parse in known.fields:
         if name not in data:
             continue
         value = data[name]
@@ -79,7 +85,7 @@ def from_plain(cls: Type[T], data: Mapping[str, Any], raw: Any = None) -> T:
             fields[name] = parse(value, raws.get(name))
         except _Mismatch as exc:
             raise exc.within(name) from None
-    missing = _class(cls).required - fields.keys()
+    missing = known.required - fields.keys()
     if missing:
         raise _Mismatch(f"{', '.join(sorted(missing))}: missing")
     return cls(**fields)
@@ -98,13 +104,25 @@ class _Mismatch(ValueError):
         return _Mismatch(f"{name}{inner}" if inner.startswith((":", "[", ".")) else f"{name}.{inner}")
 
 
-@lru_cache(maxsize=None)
 def _class(cls: type) -> _Class:
-    fields = attrs.fields(cls)
-    names = tuple(field.name for field in fields)
+    found = _CLASSES.get(cls)
+    if found is None:
+        found = _CLASSES[cls] = _inspect(cls)
+    return found
+
+
+def _inspect(cls: Any) -> _Class:
+    hints = typing.get_type_hints(cls)
+    fields, names, required = [], [], []
+    for field in attrs.fields(cls):
+        hint = hints[field.name]
+        optional = typing.get_origin(hint) is typing.Union  # Optional is the only one that values have
+        fields.append(_Field(field.name, optional, _parser(typing.get_args(hint)[0] if optional else hint)))
+        names.append(field.name)
+        if field.default is attrs.NOTHING:
+            required.append(field.name)
     # A name more: of a single one attrgetter makes no tuple.
-    getter = attrgetter(*names, "__class__")
-    return _Class(names, getter, frozenset(f.name for f in fields if f.default is attrs.NOTHING))
+    return _Class(tuple(fields), tuple(names), attrgetter(*names, "__class__"), frozenset(required))
 
 
 def _to_json(value: Any) -> Tuple[Any, Any]:
@@ -132,19 +150,6 @@ def _to_unicode(text: str) -> Tuple[str, Optional[str]]:
         true = text.encode("utf-8", "surrogateescape")
         return true.decode("utf-8", "replace"), base64.b64encode(true).decode("ascii")
     return text, None
-
-
-@lru_cache(maxsize=None)
-def _fields(cls: type) -> Tuple[_Field, ...]:
-    hints = typing.get_type_hints(cls)
-    fields = []
-    for name in _class(cls).names:
-        hint, optional = hints[name], False
-        if typing.get_origin(hint) is typing.Union:
-            hint, none = typing.get_args(hint)  # Optional is the only union that values have
-            optional = none is type(None)
-        fields.append(_Field(name, optional, _parser(hint)))
-    return tuple(fields)
 
 
 def _parser(hint: Any) -> Parser:

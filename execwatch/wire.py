@@ -647,9 +647,10 @@ def _creds(data: bytes) -> Credentials:
     ) = struct.unpack("<8I5Q6I", data)  # fmt: skip
     secure = bits & CONTEXT_BITS["SECURE"]
     set_id = mode if bits & CONTEXT_BITS["GAINED"] and not bits & CONTEXT_BITS["NOSUID"] else 0
-    # Where a bit leads back to the real id, only AT_SECURE tells that it did.
-    setuid = set_id & stat.S_ISUID and (euid != uid or (secure and euid == owner))
-    setgid = set_id & stat.S_ISGID and set_id & stat.S_IXGRP and (egid != gid or (secure and egid == group))
+    # Where a bit leads back to the real id, only AT_SECURE tells that it did, if nothing else is the reason.
+    led_back = secure and euid == uid and egid == gid and (uid == 0 or not permitted)
+    setuid = set_id & stat.S_ISUID and (euid != uid or (led_back and euid == owner))
+    setgid = set_id & stat.S_ISGID and set_id & stat.S_IXGRP and (egid != gid or (led_back and egid == group))
     if ambient or not permitted:  # a file with capabilities clears the ambient set
         file_capabilities: Optional[bool] = False
     else:

@@ -29,6 +29,7 @@ def here(filter: Optional[Filter], options: Mapping[str, Any]) -> Header:
 
 
 def version() -> str:
+    """Return that of this package, which is not there yet while it is imported."""
     import execwatch
 
     return execwatch.__version__

@@ -83,6 +83,8 @@ MEMBERS_OF_CONTEXT: Dict[str, int] = {
     "cap_ambient": 0,
     "loginuid": 209,
     "sessionid": 210,
+    "owner": 222,
+    "group": 223,
     "bits": wire.CONTEXT_BITS["SECURE_KNOWN"],
     "mode": 0o100755,
     "inode": 2**33 + 5,

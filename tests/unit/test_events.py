@@ -168,8 +168,8 @@ def test_a_nested_value_is_an_object_of_all_its_fields(name: str) -> None:
 @pytest.mark.parametrize("name", NESTED)
 def test_of_a_nested_value_optional_fields_may_be_absent(name: str) -> None:
     """As in what an older version wrote."""
-    cls = NESTED[name]
-    needed = {f.name: "x" for f in attrs.fields(cls) if f.default is attrs.NOTHING}
+    cls, value = NESTED[name], example(NESTED[name])
+    needed = {f.name: getattr(value, f.name) for f in attrs.fields(cls) if f.default is attrs.NOTHING}
     event = event_from_dict({**exec_event().to_dict(), name: needed})
     assert getattr(event, name) == cls(**needed)
 

@@ -56,7 +56,7 @@ def test_a_kernel_may_not_tell_whether_the_environment_is_trusted(bits: int, sec
 
 
 NOBODY = {**dict.fromkeys(IDS, 33), "cap_permitted": 0, "cap_bounding": 7, "cap_ambient": 0}
-GAINED = BITS["GAINED"]
+GAINED, SECURE = BITS["GAINED"], BITS["SECURE"] | BITS["SECURE_KNOWN"]
 
 
 @pytest.mark.parametrize(
@@ -71,8 +71,25 @@ GAINED = BITS["GAINED"]
         # The file's owner or group are the user's own.
         (0o6755, {}, GAINED, (False, False)),
         (0o6755, {"egid": 6}, GAINED, (False, True)),
-        # nosuid, no_new_privs.
+        # no_new_privs; nosuid, where root got back what it had given up.
         (0o6755, {"euid": 5, "egid": 6}, 0, (False, False)),
+        (0o6755, {"euid": 5, "egid": 6}, GAINED | BITS["NOSUID"], (False, False)),
+        # Back to the real ids from others: then the environment isn't trusted for no other reason.
+        (0o4755, {"owner": 33}, GAINED | SECURE, (True, False)),
+        (0o2755, {"group": 33}, GAINED | SECURE, (False, True)),
+        (0o6755, {"owner": 33, "group": 5}, GAINED | SECURE, (True, False)),
+        (
+            0o6755,
+            {**dict.fromkeys(("uid", "euid", "owner"), 0), "cap_permitted": 7},
+            GAINED | SECURE,
+            (True, False),
+        ),
+        (0o6755, {"owner": 5, "group": 5}, GAINED | SECURE, (False, False)),
+        (0o6755, {"owner": 33, "group": 33}, GAINED, (False, False)),
+        # The other bit is the reason, or the file's capabilities are.
+        (0o6755, {"owner": 33, "egid": 6, "group": 6}, GAINED | SECURE, (False, True)),
+        (0o6755, {"euid": 5, "owner": 5, "group": 33}, GAINED | SECURE, (True, False)),
+        (0o6755, {"owner": 33, "group": 33, "cap_permitted": 2}, GAINED | SECURE, (False, False)),
         # Saved and file-system ids are no matter.
         (0o6755, {"suid": 5, "sgid": 6, "fsuid": 7, "fsgid": 8}, GAINED, (False, False)),
     ],
@@ -113,6 +130,27 @@ def test_capabilities_are_the_files_where_they_are_nobody_elses(
     assert creds(**context, bits=BITS["USER_NS"]).file_capabilities is inside
 
 
+@pytest.mark.parametrize(
+    ("ids", "permitted", "mode", "expected"),
+    [
+        ({}, 2, 0o755, True),
+        # Root that gained, and not all: by its file, or by being root, and was not allowed more.
+        ({"uid": 0, "euid": 0}, 2, 0o755, None),
+        ({"euid": 0}, 2, 0o755, None),
+        ({"uid": 0, "euid": 0}, 7, 0o755, False),
+        # Set-user-ID root: nobody forbade it anything.
+        ({"euid": 0}, 2, 0o4755, True),
+        ({"euid": 0}, 7, 0o4755, False),
+        ({"uid": 0, "euid": 5}, 2, 0o4755, None),
+    ],
+)
+def test_of_root_that_gained_something_it_is_not_always_known_from_what(
+    ids: Dict[str, int], permitted: int, mode: int, expected: Optional[bool]
+) -> None:
+    context = {**NOBODY, **ids, "cap_permitted": permitted, "mode": stat.S_IFREG | mode}
+    assert creds(**context, bits=GAINED).file_capabilities is expected
+
+
 # -- Against the transformation during execve() -------------------------------------------------
 
 
@@ -128,7 +166,13 @@ class File:
 
 @attrs.frozen
 class Caller:
-    """Who executes it. ``ignored``: set-ID bits and file capabilities are (nosuid)."""
+    """Who executes it, where, and on which kernel.
+
+    Args:
+        noroot: The securebit of that name is set.
+        before: Before Linux 6.16, where AT_SECURE was also set of a program that changed no id, and
+            not where one led back to the real id.
+    """
 
     uid: int
     gid: int
@@ -136,43 +180,48 @@ class Caller:
     egid: int
     inheritable: int
     ambient: int
+    permitted: int
     bounding: int
     noroot: bool
-    ignored: bool
+    nosuid: bool
+    no_new_privs: bool
+    before: bool
 
 
 @attrs.frozen
 class Outcome:
+    """What comes of it, as in a record; and what of the file took effect."""
+
     context: Dict[str, int]
     setuid: bool
     setgid: bool
     file_capabilities: bool
 
 
-def execute(caller: Caller, file: File, gained_anyway: bool) -> Outcome:
-    """What capabilities(7) and execve(2) say; in their words where possible.
-
-    Args:
-        gained_anyway: The kernel also notes that something was gained where a process
-            got capabilities back.
-    """
-    honoured = not caller.ignored
-    setuid = honoured and bool(file.mode & stat.S_ISUID)
-    setgid = honoured and file.mode & (stat.S_ISGID | stat.S_IXGRP) == stat.S_ISGID | stat.S_IXGRP
+def execute(caller: Caller, file: File) -> Outcome:
+    """What capabilities(7) and execve(2) say; where these don't, security/commoncap.c."""
+    set_id = not (caller.nosuid or caller.no_new_privs)
+    setuid = set_id and bool(file.mode & stat.S_ISUID)
+    setgid = set_id and file.mode & (stat.S_ISGID | stat.S_IXGRP) == stat.S_ISGID | stat.S_IXGRP
     euid = file.owner if setuid else caller.euid
     egid = file.group if setgid else caller.egid
 
-    f_inheritable, f_permitted = file.caps if honoured and file.caps else (0, 0)
-    has_capabilities = honoured and file.caps is not None
+    caps = None if caller.nosuid else file.caps
     root = 0 in (caller.uid, euid) and not caller.noroot
-    if has_capabilities and caller.uid != 0 and euid == 0:
+    if caps is not None and caller.uid != 0 and euid == 0:
         root = False  # "Set-user-ID-root programs that have file capabilities"
-    if root:
-        f_inheritable = f_permitted = ~0
-    privileged = has_capabilities or euid != caller.uid or egid != caller.gid
-    ambient = 0 if privileged else caller.ambient
-    of_file = (caller.inheritable & f_inheritable) | (f_permitted & caller.bounding)
-    gained = setuid or setgid or (honoured and gained_anyway)
+    inheritable, permitted = (~0, ~0) if root else caps or (0, 0)
+    of_file = (caller.inheritable & inheritable) | (permitted & caller.bounding)
+    gained = of_file & ~caller.permitted
+
+    real_or_effective = (caller.uid, caller.gid) if caller.before else (caller.euid, caller.egid)
+    changed = (euid, egid) != real_or_effective
+    per_clear = setuid or setgid or bool(gained)
+    if caller.no_new_privs and (changed or gained):
+        euid, egid, of_file = caller.uid, caller.gid, of_file & caller.permitted
+    ambient = 0 if changed or caps is not None else caller.ambient
+    secure = changed or (caller.uid != 0 and bool(of_file & ~ambient or (root and euid == 0)))
+    secure |= not caller.before and (euid, egid) != (caller.uid, caller.gid)
     return Outcome(
         context={
             "uid": caller.uid,
@@ -182,11 +231,16 @@ def execute(caller: Caller, file: File, gained_anyway: bool) -> Outcome:
             "cap_permitted": of_file | ambient,
             "cap_bounding": caller.bounding,
             "cap_ambient": ambient,
+            "owner": file.owner if file.mode & (stat.S_ISUID | stat.S_ISGID) else 0,
+            "group": file.group if file.mode & (stat.S_ISUID | stat.S_ISGID) else 0,
             "mode": file.mode,
-            "bits": gained * GAINED,
+            "bits": BITS["SECURE_KNOWN"]
+            | per_clear * GAINED
+            | secure * BITS["SECURE"]
+            | caller.nosuid * BITS["NOSUID"],
         },
-        setuid=setuid and euid != caller.uid,
-        setgid=setgid and egid != caller.gid,
+        setuid=setuid,
+        setgid=setgid,
         file_capabilities=bool(of_file) and not root,
     )
 
@@ -203,25 +257,62 @@ FILES = st.builds(
 
 @st.composite
 def callers(draw: Any) -> Caller:
-    inheritable = draw(FEW_CAPS)
+    inheritable, permitted = draw(FEW_CAPS), draw(FEW_CAPS)
+    uid, gid = draw(FEW_IDS), draw(FEW_IDS)
     return Caller(
-        *(draw(FEW_IDS) for _ in range(4)),
+        uid=uid,
+        gid=gid,
+        euid=draw(st.just(uid) | FEW_IDS),
+        egid=draw(st.just(gid) | FEW_IDS),
         inheritable=inheritable,
-        ambient=inheritable & draw(FEW_CAPS),  # none is ambient that isn't inheritable
+        permitted=permitted,
+        ambient=inheritable & permitted & draw(FEW_CAPS),  # none is ambient that isn't both
         bounding=draw(FEW_CAPS),
         noroot=draw(st.booleans()),
-        ignored=draw(st.booleans()),
+        nosuid=draw(st.booleans()),
+        no_new_privs=draw(st.booleans()),
+        before=draw(st.booleans()),
     )
 
 
-@given(callers(), FILES, st.booleans())
-def test_what_a_program_owes_to_its_file(caller: Caller, file: File, gained_anyway: bool) -> None:
-    outcome = execute(caller, file, gained_anyway)
+def falls_back(caller: Caller) -> bool:
+    """Whether its programs get its real ids for its effective ones: that looks as if the file did it."""
+    return caller.no_new_privs and (caller.euid, caller.egid) != (caller.uid, caller.gid)
+
+
+@given(callers(), FILES)
+def test_what_a_program_owes_to_set_id_bits(caller: Caller, file: File) -> None:
+    outcome = execute(caller, file)
     found = creds(**outcome.context)
-    assert (found.setuid, found.setgid) == (outcome.setuid, outcome.setgid)
-    context = outcome.context
-    # Where a file gives root without its power all that root would have, it looks like root with it.
-    as_root = (
-        0 in (context["uid"], context["euid"]) and not context["cap_bounding"] & ~context["cap_permitted"]
-    )
-    assert found.file_capabilities is (outcome.file_capabilities and not as_root)
+    differs = (found.euid != found.uid, found.egid != found.gid)
+    if (caller.euid, caller.egid) == (caller.uid, caller.gid):
+        assert (found.setuid, found.setgid) == (outcome.setuid and differs[0], outcome.setgid and differs[1])
+    # Who had other ids before may have come back to the real ones, which cannot always be seen.
+    if differs[0]:
+        assert found.setuid == outcome.setuid
+    if differs[1]:
+        assert found.setgid == outcome.setgid
+    if not falls_back(caller):
+        assert outcome.setuid or not found.setuid
+        assert outcome.setgid or not found.setgid
+
+
+@given(callers(), FILES)
+def test_what_a_program_owes_to_file_capabilities(caller: Caller, file: File) -> None:
+    outcome = execute(caller, file)
+    found = creds(**outcome.context)
+    like_root = 0 in (found.uid, found.euid)
+    lacks = bool(outcome.context["cap_bounding"] & ~found.cap_permitted)
+    if falls_back(caller):
+        pass  # and keeps capabilities: they look like a file's
+    elif found.file_capabilities is None:
+        assert like_root
+        assert lacks
+        assert outcome.context["bits"] & GAINED
+    elif like_root and not lacks:  # it has what root has, and then nobody knows from where
+        assert found.file_capabilities is False
+    else:
+        assert found.file_capabilities is outcome.file_capabilities
+    outcome.context["bits"] |= BITS["USER_NS"]
+    unknown = None if found.cap_permitted and not found.cap_ambient else False
+    assert creds(**outcome.context).file_capabilities is unknown

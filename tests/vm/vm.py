@@ -39,6 +39,9 @@ TOOLS = {
     "modprobe": "kmod",
     # virtme-ng asks this one for the version of a kernel image.
     "file": "file",
+    # For tests/kernel/test_containers.py.
+    "runc": "runc",
+    "crun": "crun",
 }
 BOOT_SECONDS = 300
 """Allowed for boot and power-off, beside the command's own time."""

@@ -1,0 +1,13 @@
+"""pyarrow. Where it is not installed, importing this module is a :class:`~execwatch.MissingExtraError`."""
+
+from __future__ import annotations
+
+from execwatch.errors import MissingExtraError
+
+try:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+except ImportError:
+    raise MissingExtraError("arrow") from None
+
+__all__ = ("pa", "pq")

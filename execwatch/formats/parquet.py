@@ -1,0 +1,148 @@
+"""Parquet: a row an event, see :mod:`execwatch.formats.columns`; header and final counters are metadata.
+
+The place of everything stands at the end of such a file: what was cut, or whose
+writer was killed, nobody can read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from io import BufferedReader, BufferedWriter
+from typing import Iterator, List, Optional, Sequence
+
+from execwatch.events import AnyEvent, Stats
+from execwatch.formats import columns, jsontext, rows
+from execwatch.formats.arrow import pa, pq
+from execwatch.formats.base import Reader, Writer, create
+from execwatch.formats.header import Header, header_from_dict, header_to_dict, stats_from_dict
+from execwatch.formats.layout import SCHEMA
+from execwatch.plain import to_plain
+
+#: A file begins with it, and ends.
+MAGIC = b"PAR1"
+
+_HEADER = b"execwatch"
+_STATS = b"execwatch.stats"
+
+#: Rows of a group: written together, with about 10 MB of memory.
+_GROUP = 65536
+
+
+class ParquetWriter(Writer):
+    """Writes Parquet: a group of rows at a time, the rest at the end.
+
+    Args:
+        path: Of the file.
+        header: Of the recording.
+    """
+
+    def __init__(self, path: str, header: Header) -> None:
+        super().__init__()
+        schema = SCHEMA.with_metadata({_HEADER: jsontext.dumps(header_to_dict(header))})
+        self._waiting: List[AnyEvent] = []
+        self._batches: List[pa.RecordBatch] = []
+        self._rows = 0
+        self._file = BufferedWriter(create(path))
+        try:
+            self._writer = pq.ParquetWriter(self._file, schema, compression="zstd")
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _write(self, events: Sequence[AnyEvent]) -> None:
+        self._waiting += events
+        if len(self._waiting) >= columns.CHUNK:
+            self._convert()
+
+    def _convert(self) -> None:
+        """Make columns of the waiting events, which are much smaller."""
+        waiting, self._waiting = self._waiting, []
+        for batch in columns.batches(waiting):
+            self._batches.append(batch)
+            self._rows += batch.num_rows
+            if self._rows >= _GROUP:
+                self._write_group()
+
+    def _write_group(self) -> None:
+        batches, self._batches, self._rows = self._batches, [], 0
+        self._writer.write_table(pa.Table.from_batches(batches, SCHEMA), row_group_size=_GROUP)
+
+    def _end(self, stats: Optional[Stats]) -> None:
+        self._convert()
+        if self._batches:
+            self._write_group()
+        if stats is not None:
+            self._writer.add_key_value_metadata({_STATS: jsontext.dumps(to_plain(stats)[0])})
+        self._writer.close()
+        self._file.flush()
+
+    def _release(self) -> None:
+        # After a failure: it would write an end behind what may be cut.
+        self._writer.is_open = False
+        self._file.close()
+
+
+class ParquetReader(Reader):
+    """Reads Parquet, a part of a group at a time.
+
+    Args:
+        file: That can seek; closed with the reader.
+        path: For messages.
+
+    Raises:
+        RecordingError: It was cut, or is no recording, or one of a newer format.
+    """
+
+    def __init__(self, file: BufferedReader, path: str) -> None:
+        super().__init__(path)
+        self._file = file
+        with self._refused():
+            self._check_end()
+            self._parquet = pq.ParquetFile(file)
+            metadata = self._parquet.schema_arrow.metadata or {}
+            if _HEADER not in metadata:
+                raise ValueError("not a recording: its metadata has no 'execwatch'")
+            self.header = header_from_dict(jsontext.loads(metadata[_HEADER]))
+            rows.check(self._parquet.schema_arrow)
+
+    def _check_end(self) -> None:
+        size = self._file.seek(0, os.SEEK_END)
+        self._file.seek(max(size - len(MAGIC), 0))
+        if size < 3 * len(MAGIC) or self._file.read() != MAGIC:
+            raise ValueError(
+                "cut: a Parquet file can be read only with its end, so nothing is left of this one"
+            )
+        self._file.seek(0)
+
+    def _read(self) -> Iterator[AnyEvent]:
+        known = [name for name in self._parquet.schema_arrow.names if name in SCHEMA.names]
+        batches = self._parquet.iter_batches(columns.CHUNK, columns=known)
+        while True:
+            with self._refused():
+                batch = next(batches, None)
+                events = rows.batch_events(batch) if batch is not None else []
+            if batch is None:
+                break
+            self.skipped += batch.num_rows - len(events)
+            yield from events
+        with self._refused():
+            stats = (self._parquet.metadata.metadata or {}).get(_STATS)
+            self.stats = None if stats is None else stats_from_dict(jsontext.loads(stats))
+        self.complete = self.stats is not None
+        self._release()
+
+    def _release(self) -> None:
+        self._file.close()
+
+    @contextlib.contextmanager
+    def _refused(self) -> Iterator[None]:
+        """Turn what is raised for the file's content into a RecordingError."""
+        try:
+            yield
+        except (ValueError, pa.ArrowException) as exc:
+            raise self._error(exc) from None
+        except OSError as exc:
+            if exc.errno is not None:
+                raise
+            raise self._error(f"damaged: {exc}") from None
