@@ -429,6 +429,8 @@ def unpack(layout: Layout, data: bytes) -> dict[str, Any]:
 
 # --- Decoding -------------------------------------------------------------------
 
+#: What an event's times have room for, in 64 bits with their sign: 146 years.
+_LATEST_NS = 2**62
 _SIZE = struct_of(RECORD).size
 _CONTEXT_SIZE = struct_of(CONTEXT).size
 _unpack = struct_of(RECORD).unpack_from
@@ -522,6 +524,8 @@ def decode(  # noqa: C901, PLR0915  one function: a call costs a tenth of an eve
     end = argv_at + argv_size
     if end > at + size or at + size > len(data):
         raise ValueError(f"record of {size} bytes, {len(data) - at} there, strings up to {end - at}")
+    if boottime_ns > _LATEST_NS:
+        raise ValueError(f"record of a time that no machine has reached: {boottime_ns} ns after boot")
 
     event: Any
     if kind == _EXEC:

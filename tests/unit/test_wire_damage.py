@@ -41,7 +41,7 @@ def any_members(members: Dict[str, Any], *, wide: Tuple[str, ...] = ()) -> st.Se
 
 
 @given(
-    any_members({**MEMBERS, "flags": 0}, wide=("valid", "boottime_ns", "start_boottime_ns")),
+    any_members({**MEMBERS, "flags": 0}, wide=("valid", "start_boottime_ns", "cgroup_id")),
     any_members(MEMBERS_OF_CONTEXT, wide=("cap_permitted", "ctime_s", "inode")),
     st.sampled_from(sorted(wire.KINDS.values())),
     st.fixed_dictionaries({name: st.binary(max_size=30) for name in STRINGS}),
@@ -54,6 +54,15 @@ def test_whatever_the_members_are_it_is_an_event(
     data = record(**strings, context=context, **members)
     wire.decode(data, 0, CLOCK, wanted)
     decode_or_refuse(data, 0, wanted)
+
+
+@given(st.integers(0, 2**64 - 1))
+def test_a_time_that_no_event_has_room_for_is_refused(boottime_ns: int) -> None:
+    data = record(boottime_ns=boottime_ns)
+    decode_or_refuse(data, 0, False)
+    if boottime_ns > 2**62:
+        with pytest.raises(ValueError, match="no machine has reached"):
+            wire.decode(data, 0, CLOCK)
 
 
 @given(
