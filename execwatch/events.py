@@ -197,9 +197,10 @@ class Container:
         runtime: ``"docker"``, ``"containerd"``, ``"cri-o"``, ``"podman"`` and so on; None where
             the path doesn't tell.
         pod_uid: Uid of the Kubernetes pod.
-        injected: Put into a container that was running (``docker exec``, ``runc exec``,
-            nsenter(1)), or started by such a process; False: the container's own. None where
-            it shares the pid namespace of what started it. A process whose injected
+        injected: Put into a container that was running (``docker exec``, ``runc exec``; nsenter(1)
+            where it joins the cgroup too), or started by such a process; False: the container's
+            own. None where it shares the pid namespace of what started it, or has not entered
+            the container's yet, as the runtime's own first steps. A process whose injected
             ancestors have ended counts as the container's own.
     """
 
