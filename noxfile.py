@@ -14,6 +14,8 @@ nox.options.reuse_venv = "yes"
 nox.options.sessions = ["tests", "lint", "typing"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
+#: What is optional for users; pandas brings pyarrow.
+EXTRAS = "cli,fast,pandas"
 KERNEL_SKIPS = "EXECWATCH_REQUIRE_KERNEL"
 
 
@@ -43,7 +45,7 @@ def trace(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the unit tests, and as root those on the running kernel."""
-    session.install(".", *group("test"))
+    session.install(f".[{EXTRAS}]", *group("test"))
     if os.environ.get(KERNEL_SKIPS) != "1":
         session.log(f"kernel tests that can't run here are skipped; {KERNEL_SKIPS}=1 makes them fail")
     session.run("pytest", *session.posargs)
@@ -62,7 +64,7 @@ def lint(session: nox.Session) -> None:
 def typing(session: nox.Session) -> None:
     """Check the types: the package's, the public ones as users see them, and the README's."""
     # pyright is a program for Node.js, which a wheel brings where the machine has none.
-    session.install(".", *group("typing"), "pyright[nodejs]")
+    session.install(f".[{EXTRAS}]", *group("typing"), "pyright[nodejs]")
     session.run("mypy")
     session.run("pyright", "--ignoreexternal", "--verifytypes", "execwatch")
     texts = session.create_tmp()
@@ -84,7 +86,7 @@ def images(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Measure what tracing costs, as root."""
-    session.install(".", *group("bench"))
+    session.install(f".[{EXTRAS}]", *group("bench"))
     session.run("python", "-m", "benchmarks", *session.posargs)
 
 

@@ -20,7 +20,8 @@ TOOLS = {
 }
 PYTHON = ("ca-certificates", "python3", "python3-venv")
 CONTAINERS = ("busybox-static", "crun", "runc")
-FULL = (*PYTHON, *CONTAINERS, "gcc", "libc6-dev", "make", "python3-bpfcc", "python3-pip", "strace")
+WITNESSES = ("bsdutils", "jq", "libcap2-bin", "procps", "strace", "tmux", "util-linux")
+FULL = (*PYTHON, *CONTAINERS, *WITNESSES, "gcc", "libc6-dev", "make", "python3-bpfcc", "python3-pip")
 MARKER = "etc/execwatch-tree.json"
 
 
