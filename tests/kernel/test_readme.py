@@ -19,7 +19,7 @@ PRINTS = {
     "Failures, forks and exits": rb"env ended with 127 after \d+ ns",
     "Who, where, and under what": rb"on the host /.*",
     "Containers": rb"\d+ programs of the host left out",
-    "The tree of processes": rb"sh <- sh <- python.*",
+    "The tree of processes": rb"sh <- python.*",
     "Callbacks": rb"\d\d:\d\d:\d\d a shell, started by .*: /bin/sh -c :",
     "asyncio": rb"3 .+",
     "Loss": rb"\d+ seen, \d+ delivered, 0 lost",
