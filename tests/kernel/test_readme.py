@@ -20,6 +20,8 @@ PRINTS = {
     "Who, where, and under what": rb"on the host /.*",
     "Containers": rb"\d+ programs of the host left out",
     "The tree of processes": rb"sh <- python.*",
+    "Recordings": rb"       exit 2  \d+ ls /missing",
+    "In files": rb"\['ls /'\]",
     "Callbacks": rb"\d\d:\d\d:\d\d a shell, started by .*: /bin/sh -c :",
     "asyncio": rb"3 .+",
     "Loss": rb"\d+ seen, \d+ delivered, 0 lost",
