@@ -64,7 +64,7 @@ def lint(session: nox.Session) -> None:
 def typing(session: nox.Session) -> None:
     """Check the types: the package's, the public ones as users see them, and the README's."""
     # pyright is a program for Node.js, which a wheel brings where the machine has none.
-    session.install(f".[{EXTRAS}]", *group("typing"), "pyright[nodejs]")
+    session.install(f".[{EXTRAS}]", *group("test"), *group("typing"), "pyright[nodejs]")
     session.run("mypy")
     session.run("pyright", "--ignoreexternal", "--verifytypes", "execwatch")
     texts = session.create_tmp()
@@ -86,7 +86,7 @@ def images(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Measure what tracing costs, as root."""
-    session.install(f".[{EXTRAS}]", *group("bench"))
+    session.install(f".[{EXTRAS}]", *group("test"), *group("bench"))
     session.run("python", "-m", "benchmarks", *session.posargs)
 
 
@@ -123,6 +123,37 @@ def vm(session: nox.Session) -> None:
     tests = ["pytest", "-q", *KERNEL_TESTS, "--probe", "tracepoint", "--probe", "kprobe", *BUFFERS]
     session.run("python", "tests/vm/vm.py", "--timeout", "3600", "--results", str(results), "--", *tests)
     record_support(session, results)
+
+
+#: Run in a tree; the image is one line.
+COMPILE = """\
+from execwatch.build import source
+from execwatch.build.compiler import compile_image
+print(compile_image(source.read("exec")).to_json().replace("\\n", ""))
+"""
+
+
+@nox.session
+def loads(session: nox.Session) -> None:
+    """Compile the image with BCC 0.18, 0.26 and 0.31, and load each into every kernel, as root."""
+    session.install(".", "virtme-ng")
+    folder = pathlib.Path(session.create_tmp())
+    images = []
+    for tree in ("bullseye", "bookworm", "trixie"):
+        command = ("--tree", tree, "--env", "PYTHONPATH=/src", "--script", "-")
+        install = "python3 -m venv /tmp/venv\n/tmp/venv/bin/pip install -q /src"
+        script = f"{install}\n/tmp/venv/bin/python -c '{COMPILE}'"
+        done = subprocess.run(
+            ["python3", "tests/distro/distro.py", *command], input=script, capture_output=True, text=True
+        )
+        image = next((line for line in done.stdout.splitlines() if line.startswith("{")), None)
+        if image is None:
+            session.error(f"{tree} compiled nothing:\n{done.stdout}{done.stderr}")
+        images.append(folder / f"{tree}.json")
+        images[-1].write_text(image, encoding="utf-8")
+    load = ["python", "tests/vm/load_images.py", *map(str, images)]
+    session.run(*load)
+    session.run("python", "tests/vm/vm.py", "--visible", str(folder), "--", *load)
 
 
 @nox.session
