@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import errno
 from datetime import datetime, timedelta, timezone
-from typing import Any, ClassVar, Mapping, Optional, Tuple, Type, Union
+from typing import Any, ClassVar, Mapping, Optional, Sequence, Tuple, Type, Union
 
 import attrs
 from typing_extensions import Literal, TypeAlias, final
@@ -58,6 +58,12 @@ class Event:
         if raw:
             data["raw"] = raw
         return data
+
+    def _repr_html_(self) -> str:
+        """For notebooks: a line that opens to all that is known."""
+        from execwatch import html
+
+        return html.box(_title(self), html.fields(self, ("time", str(self.time))), opened=False)
 
 
 @final
@@ -109,8 +115,9 @@ class Credentials:
         loginuid: Audit login uid: who logged in, kept through su and sudo; None where
             it was never set, or by a kernel without CONFIG_AUDIT.
         sessionid: Audit session id; None likewise.
-        setuid: The file's set-user-ID bit took effect in this exec.
-        setgid: Its set-group-ID bit did.
+        setuid: The file's set-user-ID bit took effect in this exec. Where it led back to the
+            real user id, that can be told since Linux 6.16.
+        setgid: Its set-group-ID bit did, likewise.
         file_capabilities: Capabilities of the file (setcap(8)) took effect in this exec;
             None where they could also be root's: in another user namespace, or where
             root was not allowed to get all (no_new_privs).
@@ -520,6 +527,19 @@ class Stats:
 
     def _kinds(self) -> Tuple[KindStats, ...]:
         return self.exec, self.failed, self.fork, self.exit
+
+
+def _title(event: Event) -> Sequence[Tuple[str, str]]:
+    """An event in a line: its parts, as :mod:`execwatch.html` takes them."""
+    kind = (f"{event.kind} ", "aside")
+    if isinstance(event, LostEvents):
+        return kind, (f"{event.count} of {event.of}: {event.reason}", "bad")
+    if isinstance(event, FailedExecEvent):
+        return kind, (f"{event.pid} {event.command_line} ", ""), (event.error, "bad")
+    if isinstance(event, ExecEvent):
+        return kind, (f"{event.pid} {event.command_line}", "")
+    assert isinstance(event, ProcessEvent)
+    return kind, (f"{event.pid} {render.quote(event.comm)}", "")
 
 
 AnyProcessEvent: TypeAlias = Union[ExecEvent, FailedExecEvent, ForkEvent, ExitEvent]

@@ -162,7 +162,8 @@ INLINE u32 tracer_level(const struct config *cfg, volatile u32 *level, void *lea
     /* Without branches, so that the verifier does not go through all that follows once
      * for each level. */
     for (u32 i = 0; i < PID_NS_LEVELS; i++) {
-        if (i > depth)
+        /* opaque: else LLVM makes one `i != end` of both ends, where the verifier of 5.10 sees none. */
+        if (opaque(i) > depth)
             break;
         void *ns = step(upid_at(cfg, pid, i), cfg->offset_upid_ns);
         u64 mask = differs(step_number(ns, cfg->offset_pid_namespace_inum), cfg->pid_ns) - 1;

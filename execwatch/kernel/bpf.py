@@ -154,7 +154,7 @@ def program_load(type: int, instructions: bytes, license: str, name: str) -> int
 def verifier_steps(type: int, instructions: bytes, license: str) -> int:
     """Return how many instructions the verifier processed; its limit is 1,000,000."""
     log = ctypes.create_string_buffer(_LOG_SIZES[0])
-    os.close(_load(type, instructions, license, "steps", log, level=4))
+    os.close(_with_memlock(lambda: _load(type, instructions, license, "steps", log, level=4)))
     words = log.value.decode("ascii", "replace").split()
     return int(words[words.index("processed") + 1])
 

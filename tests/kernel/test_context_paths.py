@@ -261,7 +261,7 @@ def below(place: pathlib.Path, depth: int, *, mounts: int) -> tuple[pathlib.Path
     return place.joinpath(*names), f"{script} mkdir -p {rest}; cd {rest};"
 
 
-@pytest.mark.parametrize("mounts", [0, 5])
+@pytest.mark.parametrize("mounts", [0, 3])
 @pytest.mark.parametrize("depth", [20, 48, 60])
 def test_a_path_of_many_folders(depth: int, mounts: int, programs: Programs, place: pathlib.Path) -> None:
     """48 folders, the file not counted, nor a few mounts."""
