@@ -7,6 +7,7 @@ import os
 from typing import Dict, NamedTuple, Optional, Tuple
 
 from execwatch import wire
+from execwatch.kernel import timens
 from execwatch.processes import Process
 
 #: Bytes of the arguments that are read.
@@ -28,7 +29,7 @@ class Stat(NamedTuple):
         comm: What stands in parentheses: of a kernel thread more than its name.
         state: A letter.
         threads: How many, with the leader, also when that has ended.
-        start_ticks: Start time in clock ticks since boot.
+        start_ticks: Start time in clock ticks since boot, by the clock of this time namespace.
     """
 
     comm: bytes
@@ -51,7 +52,8 @@ def parse_stat(data: bytes) -> Stat:
     # The name may hold anything, parentheses too.
     head, _, tail = data.rpartition(b")")
     fields = tail.split()
-    return Stat(head.partition(b"(")[2], fields[0], int(fields[1]), int(fields[17]), int(fields[19]))
+    start_ticks = int(fields[19]) + timens.proc_shift_ticks()
+    return Stat(head.partition(b"(")[2], fields[0], int(fields[1]), int(fields[17]), start_ticks)
 
 
 def scan(clock: wire.Clock) -> Dict[str, Process]:

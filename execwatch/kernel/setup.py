@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from typing import FrozenSet, List, Mapping, Optional, Tuple
@@ -11,7 +10,7 @@ import attrs
 
 from execwatch import wire
 from execwatch.errors import NotSupportedError
-from execwatch.kernel import filtering, kprobe, loader, offsets, probes
+from execwatch.kernel import filtering, kprobe, loader, offsets, probes, timens
 
 #: Unix time moved so much against the time since boot: the clock was set.
 _CLOCK_STEP_NS = 1_000_000
@@ -25,7 +24,6 @@ _ENDED = 4096
 
 #: Calls that are between their entry and their return, with kprobes; 8 KiB each.
 _IN_FLIGHT = 512
-
 
 #: Cgroups whose containers the kernel remembers to match or not; of others Python is asked again.
 _CGROUPS = 16384
@@ -106,7 +104,7 @@ def plan(options: Options, kernel_filter: filtering.KernelFilter, clock: wire.Cl
             **kernel_filter.config,
             "pid_ns": namespace,
             "tick_ns": clock.tick_ns,
-            "boot_offset_ns": _boot_offset(),
+            "boot_offset_ns": timens.boot_offset_ns() % 2**64,  # as the kernel half adds it
             "cgroup_index": _cgroup_index(found),
             "argv_size": options.argv_size,
             "env_size": wire.LIMITS["ENV_SIZE_MAX"] if options.env else 0,
@@ -193,17 +191,6 @@ def _pid_limit() -> int:
     with open("/proc/sys/kernel/pid_max") as file:
         # Preallocated, about 80 bytes each.
         return min(int(file.read()), 65536)
-
-
-def _boot_offset() -> int:
-    """Return by how much CLOCK_BOOTTIME is shifted in this time namespace, in ns; time_namespaces(7)."""
-    with contextlib.suppress(OSError), open("/proc/self/timens_offsets") as file:
-        for line in file:
-            clock, seconds, nanoseconds = line.split()
-            if clock in ("boottime", "7"):
-                # As the kernel half adds it: modulo 2 to the 64.
-                return (int(seconds) * 1_000_000_000 + int(nanoseconds)) % 2**64
-    return 0
 
 
 def _cgroup_index(found: Mapping[str, int]) -> int:
