@@ -54,6 +54,7 @@ __version__ = "0.1.0"
 
 #: Imported when they are asked for: most programs don't need them, and start sooner.
 _LATE = {
+    "load_ipython_extension": "notebook.magic",  # which IPython asks for
     "Process": "processes",
     "ProcessTable": "processes",
     "ProcessTree": "processes",

@@ -43,6 +43,17 @@ def command_line(argv: Iterable[str]) -> str:
     return " ".join(map(quote, argv))
 
 
+def html(text: str) -> str:
+    """Return ``text`` as it stands in HTML, also inside a quoted attribute's value.
+
+    Printable text, as the functions above return it, keeps its characters; other text goes
+    through :func:`escape` first.
+    """
+    return (text if text.isprintable() else escape(text)).translate(_ENTITIES)
+
+
+_ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&#34;", "'": "&#39;"})
+
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\"}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Iterator, List, Optional, Sequence, Tuple
 
 import attrs
 from typing_extensions import final
@@ -79,6 +79,13 @@ class Process:
         """``argv``, or ``comm`` where that is unknown, as one printable line, quoted for a shell."""
         return render.command_line(self.argv or (self.comm,))
 
+    def _repr_html_(self) -> str:
+        """For notebooks: a line that opens to all that is known."""
+        from execwatch import html
+
+        title = [(f"process {self.pid} ", "aside"), (f"{self.command_line} ", ""), _end(self)]
+        return html.box(title, html.fields(self), opened=False)
+
 
 @final
 @attrs.frozen(weakref_slot=False)
@@ -102,15 +109,31 @@ class ProcessTree:
 
         Rows deeper than 40 levels are not moved further right; they begin with their depth.
         """
+        return "\n".join(branches + _line(process) for branches, process in self._drawn())
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """For IPython in a terminal."""
+        printer.text(str(self))
+
+    def _repr_html_(self) -> str:
+        """For notebooks: a row a process, the first 50 of them."""
+        from execwatch import html
+
+        rows = (_cells(branches, process) for branches, process in self._drawn())
+        title = [(html.count(len(self), "process", "processes"), "")]
+        return html.box(title, html.table(("took (s)", "end", "pid", "command"), rows, len(self)))
+
+    def _drawn(self) -> Iterator[Tuple[str, Process]]:
+        """Yield each process with the branches that lead to it."""
         # From the last to the first: then it is known who has siblings further down.
         siblings: List[bool] = []  # at each depth
-        lines: List[str] = []
-        for depth, process in reversed(self.rows):
+        drawn: List[str] = []
+        for depth, _ in reversed(self.rows):
             siblings += [False] * (depth + 1 - len(siblings))
-            lines.append(_indent(depth, siblings) + _line(process))
+            drawn.append(_indent(depth, siblings))
             siblings[depth] = True
             del siblings[depth + 1 :]
-        return "\n".join(reversed(lines))
+        return ((branches, process) for branches, (_, process) in zip(reversed(drawn), self.rows))
 
 
 def _indent(depth: int, siblings: Sequence[bool]) -> str:
@@ -119,6 +142,24 @@ def _indent(depth: int, siblings: Sequence[bool]) -> str:
     bars = "".join("│  " if more else "   " for more in siblings[1 : min(depth, _DEEPEST)])
     told = f"[{depth}] " if depth > _DEEPEST else ""
     return bars + ("├─ " if siblings[depth] else "└─ ") + told
+
+
+def _cells(branches: str, process: Process) -> Tuple[Sequence[Tuple[str, str]], ...]:
+    """A process as a row of a table, see :mod:`execwatch.html`."""
+    took = "" if process.duration_ns is None else f"{process.duration_ns / 1e9:.3f}"
+    forked = process.exec_boottime_ns is None and process.argv is not None
+    command = (f"{process.command_line} (forked)", "aside") if forked else (process.command_line, "")
+    pid = str(process.pid)
+    return [(took, "aside")], [_end(process)], [(pid, "aside")], [(branches, "branches"), command]
+
+
+def _end(process: Process) -> Tuple[str, str]:
+    """How it ended, and in which style that is shown."""
+    if process.signal is not None:
+        return f"signal {process.signal}", "bad"
+    if process.exit_code is not None:
+        return f"exit {process.exit_code}", "bad" if process.exit_code else "aside"
+    return ("ended" if process.ended else "runs"), "aside"
 
 
 def _line(process: Process) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
-from typing import TYPE_CHECKING, Dict, Iterable, List, Optional, Union
+from typing import TYPE_CHECKING, Dict, Iterable, Iterator, List, Optional, Union
 
+from execwatch.errors import RecordingError
 from execwatch.events import AnyEvent, Event
 from execwatch.filters import Filter, Matcher
 from execwatch.recording.values import Recording
@@ -110,6 +111,7 @@ class _FileSource:
         self._matcher = Matcher(self._filter) if self._filter else None
         self._at = 0
         self._whole = True
+        self._fault: Optional[Exception] = None
         self._seen = dict.fromkeys(COUNTED, 0)
         #: By kind: for want of room, and because a program did not run.
         self._lost = {kind: [0, 0] for kind in COUNTED}
@@ -126,13 +128,19 @@ class _FileSource:
         return self._more(None if barrier else _CHUNK)
 
     def _more(self, limit: Optional[int]) -> Batch:
-        """Read so many events, or all."""
+        """Read so many events, or all.
+
+        Raises:
+            RecordingError, OSError: At the fault; what is before it came with the read before.
+        """
+        if self._fault is not None:
+            raise self._fault
         events: List[AnyEvent] = []
         history: List[AnyEvent] = []
         filtered: Dict[str, int] = {}
         at = self._at
         self._whole = False
-        for event in itertools.islice(self._reader, limit):
+        for event in self._up_to_a_fault(limit):
             at += 1
             if self._tracking:
                 history.append(event)
@@ -145,9 +153,17 @@ class _FileSource:
                 events.append(event)
             else:
                 filtered[event.kind] = filtered.get(event.kind, 0) + 1
-        self._at = at
+        moved, self._at = at > self._at, at
         self._whole = True
+        if self._fault is not None and not moved:
+            raise self._fault
         return Batch(events, at, filtered, history=history)
+
+    def _up_to_a_fault(self, limit: Optional[int]) -> Iterator[AnyEvent]:
+        try:
+            yield from itertools.islice(self._reader, limit)
+        except (RecordingError, OSError) as exc:
+            self._fault = exc
 
     def gaps(self, position: int) -> Batch:
         return Batch((), position)

@@ -178,18 +178,26 @@ class Recording(Sequence[AnyEvent]):
             self._table = table
         return self._table
 
+    def _repr_html_(self) -> str:
+        """For notebooks: a row a program, and one where events are missing; the first 50 of them."""
+        from execwatch.recording import pages
+
+        return pages.recording(self)
+
     # -- Elsewhere --------------------------------------------------------------------
 
     def save(self, path: Union[str, os.PathLike[str]]) -> None:
         """Write it to a file, in the format that its name ends with.
 
         ``.ndjson``, ``.jsonl`` and ``.json``: a JSON object a line, with ``.gz`` behind it compressed;
-        ``.parquet`` needs ``pip install 'execwatch[arrow]'``. The file can be read by its owner alone.
+        ``.parquet`` needs ``pip install 'execwatch[arrow]'``. The file can be read by its owner alone;
+        one that is there already is overwritten, and keeps its owner and permissions. What is not
+        ``complete`` is not complete when it is loaded again.
 
         Raises:
-            ValueError: The name ends otherwise.
+            ValueError: The name ends otherwise; or an event holds what no event of the kernel's does.
             MissingExtraError: pyarrow is not there.
-            OSError: The file can't be written.
+            OSError: The file can't be written; ELOOP: it is a symbolic link.
         """
         from execwatch import formats
         from execwatch.recording import origin
@@ -197,7 +205,8 @@ class Recording(Sequence[AnyEvent]):
         header = self.header if self.header is not None else formats.Header(version=origin.version())
         with formats.open_writer(os.fspath(path), header) as writer:
             writer.write(self._events)
-            writer.close(self.stats or _counted(self._events))
+            if self.complete:
+                writer.close(self.stats or _counted(self._events))
 
     def to_dicts(self) -> List[Dict[str, Any]]:
         """Return each event as :meth:`Event.to_dict <execwatch.ExecEvent.to_dict>` does."""
@@ -206,10 +215,14 @@ class Recording(Sequence[AnyEvent]):
     def to_arrow(self) -> pyarrow.Table:
         """Return a table with a row an event: nested values joined by ``_``, times with a time zone.
 
-        The schema is the same for every recording, an empty one too.
+        The schema is the same for every recording, an empty one too. Text is valid Unicode; where
+        that loses bytes, the true ones stand in ``raw`` (see :meth:`ExecEvent.to_dict
+        <execwatch.ExecEvent.to_dict>`).
 
         Raises:
             MissingExtraError: pyarrow is not there.
+            ValueError: An event holds what no event of the kernel's does: a number that doesn't fit
+                into its column, or text with a surrogate that stands for no byte.
         """
         from execwatch.formats import columns
 
@@ -220,14 +233,17 @@ class Recording(Sequence[AnyEvent]):
         return self.to_arrow().__arrow_c_stream__(requested_schema)
 
     def to_pandas(self) -> pandas.DataFrame:
-        """Return :meth:`to_arrow` as a data frame.
+        """Return :meth:`to_arrow` as a data frame, of types that know what is not there.
+
+        Whole numbers stay whole (``Int64``), ``time`` is a timestamp in UTC, ``argv`` and ``env`` are lists.
 
         Raises:
             MissingExtraError: pandas or pyarrow is not there.
+            ValueError: As of :meth:`to_arrow`.
         """
-        from execwatch.formats import columns
+        from execwatch.formats import frames
 
-        return columns.data_frame(self._events)
+        return frames.data_frame(self._events)
 
 
 @final
@@ -294,6 +310,16 @@ class Summary:
             lines += ["", f"failed ({self.failed_processes}):"]
             lines += [f"  {_end(p):>11}  {p.pid} {p.command_line}" for p in self.failures]
         return "\n".join(lines)
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """For IPython in a terminal."""
+        printer.text(str(self))
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the same, each section in a table."""
+        from execwatch.recording import pages
+
+        return pages.summary(self)
 
 
 def _end(process: Process) -> str:
