@@ -15,7 +15,7 @@ nox.options.sessions = ["tests", "lint", "typing"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 #: What is optional for users; pandas brings pyarrow.
-EXTRAS = "cli,fast,pandas"
+EXTRAS = "cli,fast,notebook,pandas"
 KERNEL_SKIPS = "EXECWATCH_REQUIRE_KERNEL"
 
 
@@ -95,6 +95,13 @@ def docs(session: nox.Session) -> None:
     """Build the documentation; a warning is an error."""
     session.install(".", "sphinx>=7.4", "furo>=2024.8", "myst-parser>=3")
     session.run("sphinx-build", "-W", "--keep-going", "-q", "docs", "docs/_build", *session.posargs)
+
+
+@nox.session
+def changelog(session: nox.Session) -> None:
+    """Turn the fragments in changes/ into a section of CHANGELOG.md; ``-- --draft`` only shows it."""
+    session.install("towncrier>=24.8", ".")
+    session.run("towncrier", "build", *session.posargs)
 
 
 _KERNEL_TESTS = (

@@ -59,6 +59,7 @@ PUBLIC = {
     "check",
     "event_from_dict",
     "load",
+    "load_ipython_extension",
     "record",
     "replay",
     "run",
@@ -107,6 +108,10 @@ HEAVY = (
     "execwatch.build",
     "execwatch.processes",
     "execwatch.users",
+    "execwatch.html",
+    "execwatch.notebook",
+    "IPython",
+    "plotly",
 )
 
 
