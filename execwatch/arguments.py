@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from typing import Any, FrozenSet, Iterable, Optional, Tuple
+from typing import Any, FrozenSet, Iterable, Mapping, Optional, Tuple
 
 
 def deadline(timeout: Optional[float]) -> Optional[float]:
@@ -44,8 +44,8 @@ def check_callback(fn: Any) -> None:
 
 
 def check_collection(name: str, value: Any, expected: str) -> Tuple[Any, ...]:
-    """Return the members; a string is none, though it could be iterated over."""
-    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+    """Return the members; strings and mappings are none, though they could be iterated over."""
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
         raise TypeError(f"{name}: expected {expected}, got {value!r}")
     return tuple(value)
 

@@ -171,8 +171,10 @@ class Executable:
     Attributes:
         path: Absolute, as the kernel resolved it: through symbolic links, mounts and
             overlays, up to the root of the process's mount namespace (not of its
-            chroot). None where it is longer than 4,095 bytes, or deeper than 48
-            directories, or than 55 directories and mounts.
+            chroot). None where it leads elsewhere: to a file of another mount
+            namespace (``/proc/PID/root/...``, a descriptor), or on a mount that was
+            taken away. And where it is longer than 4,095 bytes, or deeper than 48
+            directories (some more, where few mounts are on the way).
             ``/memfd:NAME`` for a memfd.
         inode: Inode number.
         device: Number of the device that the file system is on, as :func:`os.makedev`
@@ -207,8 +209,10 @@ class Container:
         injected: Put into a container that was running (``docker exec``, ``runc exec``; nsenter(1)
             where it joins the cgroup too), or started by such a process; False: the container's
             own. None where it shares the pid namespace of what started it, or has not entered
-            the container's yet, as the runtime's own first steps. A process whose injected
-            ancestors have ended counts as the container's own.
+            the container's yet, as the runtime's own first steps, or has more than 31 ancestors
+            up to the host's. A process whose injected ancestors have ended counts as the
+            container's own; where a process of the container makes a pid namespace with
+            unshare(2), all but its first child there count as injected.
     """
 
     id: str
@@ -294,7 +298,8 @@ class ExecEvent(ProcessEvent):
         cwd: Working directory: absolute, up to the root of the mount namespace, with the
             limits of :attr:`Executable.path`. One that was removed keeps its path.
         env: The environment as pairs of name and value, in order; where names were
-            asked for, those of them that are there.
+            asked for, those of them that are there. Where a name is there twice, getenv(3)
+            takes the first.
         env_status: As ``argv_status``; up to 16 KiB are read.
     """
 

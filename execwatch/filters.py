@@ -10,7 +10,7 @@ import fnmatch
 import os
 import re
 from functools import lru_cache
-from typing import Any, Callable, Dict, FrozenSet, Iterable, Optional, Tuple, Union
+from typing import Any, Callable, Dict, FrozenSet, Iterable, Mapping, Optional, Tuple, Union
 
 import attrs
 from typing_extensions import TypeGuard, final
@@ -78,7 +78,7 @@ def _members(name: str, value: Any) -> Optional[FrozenSet[Any]]:
     wanted, types, check = _RULES[name]
     if isinstance(value, int) and int in types:
         value = (value,)
-    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
         raise TypeError(f"{name}: expected a collection of {wanted}, got {value!r}")
     members = tuple(value)
     if not members:
@@ -223,7 +223,7 @@ class Filter:
             here = any(name in USER_FIELDS for name in self.exclude.constraints())
             names = ", ".join(self.exclude.constraints())
             (user if here else kernel).append(f"exclude ({names})")
-        if self.containers is not None or (self.exclude and self.exclude.containers is not None):
+        if names_containers(self):
             user.append("containers (the first event of each cgroup)")
         return "\n".join(
             f"{who}: {', '.join(names) or 'nothing'}"
@@ -296,6 +296,11 @@ class _Part:
             if len(members) > _HISTORY:
                 del members[next(iter(members))]
         return inside
+
+
+def names_containers(filter: Filter) -> bool:
+    """Whether the filter, or what it excludes, is about containers."""
+    return any(half is not None and half.containers is not None for half in (filter, filter.exclude))
 
 
 def user_part(filter: Filter) -> Optional[_Test]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from types import TracebackType
 from typing import (
@@ -36,7 +37,7 @@ from execwatch.events import (
     LostEvents,
     Stats,
 )
-from execwatch.filters import Filter, Matcher
+from execwatch.filters import Filter, Matcher, names_containers
 from execwatch.iterators import AsyncEvents, Events, fill
 from execwatch.source import Source
 from execwatch.stream import FORKED, Stream
@@ -221,6 +222,8 @@ class ExecTracer(Generic[E_co]):
         }
         # A perf buffer is looked at by a timer: that is its latency.
         self._set_up(open_kernel, kinds=kinds, latency=0.0 if buffer == "perf" else latency)
+        # What the tracer's own filter needs is captured anyway.
+        self._containers = "container" in parts or (filter is not None and names_containers(filter))
 
     def _set_up(
         self, open_source: Callable[[], Source], *, kinds: Mapping[str, bool], latency: float
@@ -232,6 +235,7 @@ class ExecTracer(Generic[E_co]):
         self._callbacks: List[_Registered] = []
         self._processes: Optional[ProcessTable] = None
         self._users: Optional[Users] = None
+        self._containers = True
         self._closed = False
 
     @classmethod
@@ -452,6 +456,8 @@ class ExecTracer(Generic[E_co]):
             raise StateError(f"on_{option.rstrip('s')} needs ExecTracer({option}=True)")
         if where is not None and not isinstance(where, Filter):
             raise TypeError(f"where: expected a Filter or None, got {where!r}")
+        if where is not None and names_containers(where) and not self._containers:
+            raise ValueError("where: it names containers, which ExecTracer(capture=...) leaves out")
         if fn is None:
             return lambda function: self._register(kind, function, where)  # type: ignore[return-value]
         arguments.check_callback(fn)
@@ -553,6 +559,10 @@ def _env_names(env: Union[bool, Iterable[str], None]) -> Union[bool, FrozenSet[s
             raise TypeError(f"env: expected {expected}, got {name!r}")
         if not name or "=" in name or "\0" in name:
             raise ValueError(f"env: expected names without '=' and NUL, such as 'PATH', got {name!r}")
+        try:
+            os.fsencode(name)
+        except UnicodeEncodeError:
+            raise ValueError(f"env: expected names that a program can have, got {name!r}") from None
     return frozenset(names)
 
 

@@ -249,6 +249,7 @@ OFFSETS: Mapping[str, Tuple[str, str]] = {
     "fs_pwd_mnt": ("fs_struct", "pwd.mnt"),
     "fs_pwd_dentry": ("fs_struct", "pwd.dentry"),
     "mount_mnt": ("mount", "mnt"),
+    "mount_mnt_ns": ("mount", "mnt_ns"),
     "mount_mnt_parent": ("mount", "mnt_parent"),
     "mount_mnt_mountpoint": ("mount", "mnt_mountpoint"),
     "vfsmount_mnt_root": ("vfsmount", "mnt_root"),
@@ -637,7 +638,6 @@ def _path(data: bytes) -> Optional[str]:
     return "/" + "/".join(reversed(names)) if len(data) < LIMITS["PATH_SIZE_MAX"] else None
 
 
-@lru_cache(maxsize=64)
 def _env(data: bytes, wanted: EnvNames) -> Tuple[Tuple[str, str], ...]:
     pairs = (entry.partition("=") for entry in _argv(data))
     return tuple((name, value) for name, _, value in pairs if wanted is True or name in wanted)  # type: ignore[operator]

@@ -440,12 +440,14 @@ INLINE bool append_name(char *data, u64 at, volatile u32 *used, const char *name
     return true;
 }
 
-/* From a directory entry to the root of its mount namespace, over mount points. False
- * where the path is too long or deep, and then it is not known. The walk goes through
- * memory for the same reason as END. */
-INLINE bool append_path(const struct config *cfg, struct exec_scratch *s, u64 at, volatile u32 *used, void *mnt,
-                        void *dentry)
+/* From a directory entry to the root of the task's mount namespace, over mount points.
+ * False where the path is too long or deep, or ends elsewhere (in another namespace, at
+ * a mount that was taken away), and then it is not known. The walk goes through memory
+ * for the same reason as END. */
+INLINE bool append_path(const struct config *cfg, struct exec_scratch *s, u64 at, volatile u32 *used, void *task,
+                        void *mnt, void *dentry)
 {
+    void *ns = follow(follow(task, cfg->offset_task_nsproxy), cfg->offset_nsproxy_mnt_ns);
     volatile struct walk *w = &s->walk;
 
     w->dentry = (u64)dentry;
@@ -460,7 +462,7 @@ INLINE bool append_path(const struct config *cfg, struct exec_scratch *s, u64 at
             char *mount = (char *)w->mount;
             char *below = step(mount, cfg->offset_mount_mnt_parent);
             if (below == mount)
-                return true;
+                return step(mount, cfg->offset_mount_mnt_ns) == ns;
             w->dentry = (u64)step(mount, cfg->offset_mount_mnt_mountpoint);
             w->root = (u64)step(below, cfg->offset_mount_mnt + cfg->offset_vfsmount_mnt_root);
             w->mount = (u64)below;
@@ -473,7 +475,7 @@ INLINE bool append_path(const struct config *cfg, struct exec_scratch *s, u64 at
     return false;
 }
 
-INLINE void append_exe(const struct config *cfg, struct exec_scratch *s, void *file)
+INLINE void append_exe(const struct config *cfg, struct exec_scratch *s, void *task, void *file)
 {
     void *mnt = follow(file, cfg->offset_file_mnt);
     void *dentry = follow(file, cfg->offset_file_dentry);
@@ -491,7 +493,7 @@ INLINE void append_exe(const struct config *cfg, struct exec_scratch *s, void *f
         s->context.bits |= CONTEXT_DETACHED;
         known = append_name(s->data, at, &r->exe_size, follow(dentry, cfg->offset_dentry_name));
     } else {
-        known = append_path(cfg, s, at, &r->exe_size, mnt, dentry);
+        known = append_path(cfg, s, at, &r->exe_size, task, mnt, dentry);
     }
     if (known)
         r->valid |= VALID_EXE_PATH;
@@ -508,7 +510,7 @@ INLINE void append_cwd(const struct config *cfg, struct exec_scratch *s, void *t
 
     if (at > NAMES_MAX + PATH_ROOM)
         return;
-    if (append_path(cfg, s, at, &r->cwd_size, follow(fs, cfg->offset_fs_pwd_mnt),
+    if (append_path(cfg, s, at, &r->cwd_size, task, follow(fs, cfg->offset_fs_pwd_mnt),
                     follow(fs, cfg->offset_fs_pwd_dentry)))
         r->valid |= VALID_CWD;
     else
@@ -551,9 +553,10 @@ INLINE void append_cgroup(const struct config *cfg, struct record *r, char *data
 }
 
 /* Whether a process was put into its container, or descends from one that was. Of a pid
- * namespace's own processes the first is number 1, and all others descend from it;
+ * namespace's own processes the first is number 1, and the others descend from it;
  * what comes in from outside has another number and a parent that is not in it. So: up
- * through the parents, as far as the initial pid namespace, and look at each step out. */
+ * through the parents, as far as the initial pid namespace, and look at each step out.
+ * (Who makes a namespace with unshare(2) stays outside: its second child looks put in.) */
 INLINE void read_injected(const struct config *cfg, struct record *r, void *leader)
 {
     void *task = leader;
@@ -569,7 +572,8 @@ INLINE void read_injected(const struct config *cfg, struct record *r, void *lead
             return;
         }
         void *ns = step(upid_at(cfg, pid, level), cfg->offset_upid_ns);
-        void *parent = step(task, cfg->offset_task_real_parent);
+        /* The leader: a thread has a number of its own. */
+        void *parent = step(step(task, cfg->offset_task_real_parent), cfg->offset_task_group_leader);
         void *parent_pid = step(parent, cfg->offset_task_thread_pid);
         u32 parent_level = step_number(parent_pid, cfg->offset_pid_level);
         void *parent_ns = step(upid_at(cfg, parent_pid, parent_level), cfg->offset_upid_ns);
@@ -763,7 +767,7 @@ INLINE void capture(const struct config *cfg, struct exec_scratch *s, void *task
         void *file = follow(follow(task, cfg->offset_task_mm), cfg->offset_mm_exe_file);
         read_file(cfg, s, file);
         if (asked & CAPTURE_EXE)
-            append_exe(cfg, s, file);
+            append_exe(cfg, s, task, file);
     }
     if (asked & CAPTURE_CREDS)
         read_creds(cfg, s, task);
@@ -780,7 +784,7 @@ INLINE void capture(const struct config *cfg, struct exec_scratch *s, void *task
         append_cgroup(cfg, &s->record, s->data, at, task);
         read_injected(cfg, &s->record, task);
     }
-    if (cfg->env_size)
+    if (cfg->env_size && !(s->record.flags & FLAG_UNWANTED))
         append_env(cfg, s, task);
 }
 
@@ -809,6 +813,13 @@ static long (*ringbuf_query)(void *ring, u64 flags) = (void *)134;
 INLINE bool has_room(struct record *r, u32 room)
 {
     return (u64)events.ringbuf_output(r, 0, 0 /* BPF_RB_AVAIL_DATA */) < room;
+}
+
+/* Whether an exec has to be left out: what only the table of processes wants must not cost
+ * one that was asked for. */
+INLINE bool crowded(const struct config *cfg, struct record *r)
+{
+    return r->flags & FLAG_UNWANTED && !cfg->perf && !has_room(r, cfg->room_process);
 }
 
 /* Hand over a record: a head of `head` bytes and the data; `max` is the most that it can be. */
@@ -957,6 +968,8 @@ INLINE void emit_with_argv(void *ctx, struct exec *e, void *task)
         append_argv(e->s, start, size);
         emit(ctx, e->cfg, e->count, r, EXEC_HEAD, sizeof(*e->s));
     }
+    if (r->flags & FLAG_UNWANTED)
+        return;
     if (r->flags & FLAG_ARGV_UNREADABLE)
         e->count->argv_unreadable++;
     if (r->flags & FLAG_ARGV_TRUNCATED)
@@ -989,6 +1002,10 @@ INLINE int on_exec(struct bpf_raw_tracepoint_args *ctx, bool nested)
         e.count->filtered++;
         return 0;
     }
+    if (crowded(cfg, r)) {
+        e.count->lost++;
+        return 0;
+    }
 
     r->argc = number(bprm, cfg->offset_bprm_argc);
     e.s->context.bits = gains(cfg, bprm);
@@ -1000,12 +1017,6 @@ INLINE int on_exec(struct bpf_raw_tracepoint_args *ctx, bool nested)
 
 /* ---- Failed attempts --------------------------------------------------------------- */
 
-INLINE u64 argument(const void *regs, u32 offset)
-{
-    u64 value = 0;
-    return read_member(&value, sizeof(value), regs, offset) ? value : 0;
-}
-
 /* Numbers of arch/x86/entry/syscalls: execve and execveat, as called by programs of
  * 64 bits, of x32, and of 32 bits. Whether a call came in by the 32-bit entry is
  * told by TS_COMPAT, which the kernel clears on the way out. */
@@ -1014,7 +1025,7 @@ INLINE u64 argument(const void *regs, u32 offset)
 
 INLINE bool is_exec(const struct config *cfg, const void *regs, struct call *call)
 {
-    u32 nr = argument(regs, cfg->offset_regs_orig_ax);
+    u32 nr = large_number(regs, cfg->offset_regs_orig_ax);
     bool at; /* execveat: a directory comes first */
 
     /* What nearly every call leaves by. */
@@ -1026,15 +1037,15 @@ INLINE bool is_exec(const struct config *cfg, const void *regs, struct call *cal
         at = nr == 358;
         if (nr != 11 && !at)
             return false;
-        call->filename = (u32)argument(regs, at ? cfg->offset_regs_cx : cfg->offset_regs_bx);
-        call->argv = (u32)argument(regs, at ? cfg->offset_regs_dx : cfg->offset_regs_cx);
+        call->filename = (u32)large_number(regs, at ? cfg->offset_regs_cx : cfg->offset_regs_bx);
+        call->argv = (u32)large_number(regs, at ? cfg->offset_regs_dx : cfg->offset_regs_cx);
         return true;
     }
     if (nr == 11 || nr == 358)
         return false;
     at = nr == 322 || nr == (X32_BIT | 545);
-    call->filename = argument(regs, at ? cfg->offset_regs_si : cfg->offset_regs_di);
-    call->argv = argument(regs, at ? cfg->offset_regs_dx : cfg->offset_regs_si);
+    call->filename = large_number(regs, at ? cfg->offset_regs_si : cfg->offset_regs_di);
+    call->argv = large_number(regs, at ? cfg->offset_regs_dx : cfg->offset_regs_si);
     /* x32 has pointers of 4 bytes too, but not this kernel's flag. */
     call->compat = (nr & X32_BIT) != 0;
     return true;
@@ -1263,6 +1274,8 @@ INLINE int on_last_exit(void *ctx, struct kind *k, void *task, void *signal, boo
     if (cfg->exits || cfg->track) {
         read_identity(cfg, r, leader, level, nested);
         r->tid = nested ? r->pid : (u32)bpf_get_current_pid_tgid();
+        /* The process's, not that of the thread which happens to be the last. */
+        read_member(&r->comm, COMM_SIZE, leader, cfg->offset_task_comm);
         read_exec_time(r);
         r->status = exit_status(cfg, signal, leader);
         emit_process(ctx, k, leader);
@@ -1363,11 +1376,11 @@ INLINE int on_entry(void *ctx, bool at, bool compat, bool nested)
         return 0;
     call.compat = compat;
     if (compat) {
-        call.filename = (u32)argument(regs, at ? cfg->offset_regs_cx : cfg->offset_regs_bx);
-        call.argv = (u32)argument(regs, at ? cfg->offset_regs_dx : cfg->offset_regs_cx);
+        call.filename = (u32)large_number(regs, at ? cfg->offset_regs_cx : cfg->offset_regs_bx);
+        call.argv = (u32)large_number(regs, at ? cfg->offset_regs_dx : cfg->offset_regs_cx);
     } else {
-        call.filename = argument(regs, at ? cfg->offset_regs_si : cfg->offset_regs_di);
-        call.argv = argument(regs, at ? cfg->offset_regs_dx : cfg->offset_regs_si);
+        call.filename = large_number(regs, at ? cfg->offset_regs_si : cfg->offset_regs_di);
+        call.argv = large_number(regs, at ? cfg->offset_regs_dx : cfg->offset_regs_si);
     }
     void *task = (void *)bpf_get_current_task();
     if (nested) {
@@ -1427,6 +1440,10 @@ INLINE void on_success(void *ctx, struct in_flight *f, void *task, bool nested)
     note_exec_time(cfg, r);
     if (!wanted(cfg, r)) {
         e.count->filtered++;
+        return;
+    }
+    if (crowded(cfg, r)) {
+        e.count->lost++;
         return;
     }
     r->filename_size = f->call.filename_size;

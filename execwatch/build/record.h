@@ -236,6 +236,7 @@ struct config {
     u32 offset_fs_pwd_mnt;
     u32 offset_fs_pwd_dentry;
     u32 offset_mount_mnt;
+    u32 offset_mount_mnt_ns;
     u32 offset_mount_mnt_parent;
     u32 offset_mount_mnt_mountpoint;
     u32 offset_vfsmount_mnt_root;

@@ -153,9 +153,6 @@ CASES = {
     "a file without a name": Case("exec $context tmpfile . $hold", "#{inode}", flags="deleted"),
     "a removed working directory": Case("mkdir gone; cd gone; rmdir ../gone; exec $hold", "", "gone"),
     "a working directory called deleted": Case("mkdir 'x (deleted)'; cd x*; exec $hold", "", "x (deleted)"),
-    "an unmounted working directory": Case(
-        "mkdir t; mount -t tmpfs t t; mkdir t/below; cd t/below; umount -l ../../t; exec $hold", "", "/below"
-    ),
     "in proc": Case("cd /proc/self/task; exec $hold", "", "/proc/{pid}/task"),
     "in another file system's root": Case("cd /dev; exec $hold", "", "/dev"),
     "strange names": Case(
@@ -275,6 +272,33 @@ def test_a_path_of_many_folders(depth: int, mounts: int, programs: Programs, pla
         else:
             agree(event, pid)
             assert leads_to(event.cwd, str(folder), place)
+
+
+def test_what_lies_in_another_mount_namespace_has_no_path_here(
+    programs: Programs, place: pathlib.Path
+) -> None:
+    """It would look like a path of this one; what it was called by is told."""
+    script = f"mount -t tmpfs t {place}; cp {programs('hold')} {place}/other; echo; read line"
+    command = ["unshare", "--mount", "sh", "-ec", script]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"\n"
+        inside = f"/proc/{other.pid}/root{place}"
+        with seen(f"{inside}/other", cwd=inside) as (event, _):
+            assert event.filename == f"{inside}/other"
+            assert event.exe is not None
+            assert event.exe.inode == os.stat(f"{inside}/other").st_ino
+            assert (event.exe.path, event.cwd) == (None, None)
+        other.communicate(b"\n")
+
+
+def test_a_mount_that_was_taken_away_has_no_path(programs: Programs, place: pathlib.Path) -> None:
+    script = "mkdir t; mount -t tmpfs t t; cp $hold t/program; cd t; umount -l ../t; exec ./program"
+    environment = {"PATH": witness.PATH, "hold": programs("hold")}
+    with seen("unshare", "--mount", "sh", "-ec", script, cwd=place, env=environment) as (event, _):
+        assert event.filename == "./program"
+        assert event.exe is not None
+        assert (event.exe.path, event.cwd) == (None, None)
 
 
 @pytest.mark.parametrize("size", [3000, 3841, 4095, 4096, 5000])

@@ -54,6 +54,15 @@ def test_each_process_starts_executes_and_ends_once_in_this_order(programs: Prog
         assert kind.lost == kind.pending == 0
 
 
+def test_the_end_of_a_process_has_its_own_name(programs: Programs) -> None:
+    """Not that of the thread which ends last; also for filters."""
+    with ExecTracer(Filter(comms={"threads"}), exits=True) as tracer:
+        assert subprocess.run([programs("threads"), "last"]).returncode == 3
+        event = tracer.read(timeout=0)[-1]
+    assert isinstance(event, ExitEvent)
+    assert (event.comm, event.exit_code) == ("threads", 3)
+
+
 def test_how_a_process_ended() -> None:
     """The witness is wait(2)."""
     with ExecTracer(mine(), exits=True) as tracer:

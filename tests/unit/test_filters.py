@@ -153,6 +153,8 @@ def test_members_of_a_wrong_type_are_refused(name: str, value: Any) -> None:
         ("args", [7]),
         ("containers", {7}),
         ("containers", 7),
+        ("containers", {"web": True}),
+        ("comms", {"sh": 1}),
     ],
 )
 def test_numbers_for_names_and_names_for_numbers_are_of_a_wrong_type(name: str, value: Any) -> None:
