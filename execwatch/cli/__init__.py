@@ -1,7 +1,8 @@
 """The command ``execwatch``: one module a verb, imported when it is asked for.
 
 A verb's module has ``EXAMPLES`` (the end of its help), ``configure(parser)`` and
-``run(args) -> int``, the exit status.
+``run(args) -> int``, the exit status. Where statuses have other meanings than those here
+it has ``USAGE`` and ``EXIT_STATUS`` for its help.
 """
 
 from __future__ import annotations
@@ -9,22 +10,42 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from typing import List, Optional, Sequence
+from types import ModuleType
+from typing import List, Optional, Sequence, TextIO
 
 from execwatch.errors import BccNotFoundError, ExecwatchError, PrivilegeError
 
 #: Each verb with what its help says first. Without a verb it is the first one.
 VERBS = {
     "trace": "Print every program that starts, as it starts.",
+    "run": "Run a command, then print what it executed.",
+    "record": "Record what a command executes, or the whole machine, to a file.",
+    "report": "Print what is in a recording. Needs no privilege.",
     "doctor": "Tell whether this machine and this user can trace, and what mends it.",
 }
 
 OK, FAILED, USAGE, NO_BCC, NO_PRIVILEGE, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
+#: What went wrong was not the command that was run; as env, nohup and timeout have it.
+OWN_FAILURE = 125
+
 _EXIT_STATUS = """\
 exit status:
-  0 done   1 failed   2 wrong usage   3 BCC is missing   4 a privilege is missing   130 interrupted
+  0 done      1 failed      2 wrong usage      3 BCC is missing
+  4 a privilege is missing      130 interrupted
 """
+
+
+class Failure(Exception):
+    """What ends the command.
+
+    Attributes:
+        status: The exit status.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -36,69 +57,131 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     Returns:
         The exit status.
     """
+    call = _Call(list(sys.argv[1:] if argv is None else argv))
     try:
-        return _run(list(sys.argv[1:] if argv is None else argv))
+        return call.run()
     except SystemExit as exc:  # argparse's: it has said all
-        return exc.code if isinstance(exc.code, int) else FAILED
+        status = exc.code if isinstance(exc.code, int) else FAILED
     except KeyboardInterrupt:
+        from execwatch.cli import screen
+
+        screen.leave_ctrl_c()
         return INTERRUPTED
     except BrokenPipeError:
-        from execwatch.cli import output
-
-        output.discard()
+        _discard(sys.stdout)
+        _discard(sys.stderr)
         return OK  # whoever reads the output has seen enough, as with `| head`
+    except Failure as exc:
+        status = fail(str(exc), exc.status)
     except (ExecwatchError, OSError) as exc:
-        return fail(str(exc), _status(exc))
+        status = fail(str(exc), _status(exc))
     except Exception as exc:
-        return fail(f"this should not happen, please report it: {_where(exc)}", FAILED)
+        status = fail(f"this should not happen, please report it: {_where(exc)}", FAILED)
+    return OWN_FAILURE if call.wraps and status in (FAILED, USAGE, NO_BCC, NO_PRIVILEGE) else status
 
 
 def fail(message: str, status: int) -> int:
     """Print one message and return the status."""
-    print(f"execwatch: {message}", file=sys.stderr)
+    say(message)
     return status
 
 
-def _run(argv: List[str]) -> int:
-    if argv and argv[0] in ("-h", "--help", "--version"):
-        _parser().parse_args(argv)
-    verb = next(iter(VERBS))
-    if argv and not argv[0].startswith("-"):
-        verb = argv.pop(0)
-        if verb not in VERBS:
-            _parser().error(f"there is no command {verb!r}; expected {', '.join(VERBS)}")
-    module = importlib.import_module(f"execwatch.cli.{verb}")
-    parser = argparse.ArgumentParser(
+def say(message: str) -> None:
+    """Print one message to standard error, if anybody reads that."""
+    if sys.stderr is None:  # closed
+        return
+    try:
+        print(f"execwatch: {message}", file=sys.stderr, flush=True)
+    except OSError:
+        _discard(sys.stderr)
+
+
+def _discard(stream: Optional[TextIO]) -> None:
+    from execwatch.cli import output
+
+    output.discard(stream)
+
+
+def parser(verb: str, module: ModuleType) -> argparse.ArgumentParser:
+    """Return what reads a verb's arguments."""
+    made = argparse.ArgumentParser(
         prog=f"execwatch {verb}",
+        usage=getattr(module, "USAGE", None),
         description=VERBS[verb],
-        epilog=f"{module.EXAMPLES}\n{_EXIT_STATUS}",
+        epilog=f"{module.EXAMPLES}\n{getattr(module, 'EXIT_STATUS', _EXIT_STATUS)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    module.configure(parser)
-    status: int = module.run(parser.parse_args(argv))
-    return status
+    module.configure(made)
+    return made
 
 
-def _parser() -> argparse.ArgumentParser:
-    """What answers when no verb does."""
+def verb_module(verb: str) -> ModuleType:
+    return importlib.import_module(f"execwatch.cli.{verb}")
+
+
+class _Call:
+    """One use of the command.
+
+    Attributes:
+        wraps: Whether the exit status is that of another command.
+    """
+
+    def __init__(self, words: List[str]) -> None:
+        self._words = words
+        self.wraps = words[:1] == ["run"] or (words[:1] == ["record"] and "--" in words)
+
+    def run(self) -> int:
+        words = self._words
+        if words and words[0].startswith(("-h", "--help", "--version", "--print-completion")):
+            return _general(words)
+        verb = next(iter(VERBS))
+        if words and not words[0].startswith("-"):
+            verb, words = words[0], words[1:]
+            if verb not in VERBS:
+                general_parser().error(f"there is no command {verb!r}; expected {', '.join(VERBS)}")
+        module = verb_module(verb)
+        args = parser(verb, module).parse_args(words)
+        if verb == "record":
+            self.wraps = bool(args.command)
+        status: int = module.run(args)
+        return status
+
+
+def _general(words: List[str]) -> int:
+    from execwatch.cli import completion
+
+    print(completion.script(general_parser().parse_args(words).print_completion))
+    return OK
+
+
+def general_parser() -> argparse.ArgumentParser:
+    """Return what answers when no verb does."""
     verbs = "\n".join(f"  {verb:<8} {text}" for verb, text in VERBS.items())
-    parser = argparse.ArgumentParser(
+    made = argparse.ArgumentParser(
         prog="execwatch",
         usage="execwatch [COMMAND] [OPTION...]",
         description="Every program that starts on this machine, seen in the kernel.",
         epilog=f"commands:\n{verbs}\n\n"
-        "Without a command it traces. `execwatch COMMAND --help` tells a command's options.\n\n"
+        "Without a command it traces. What a command takes: execwatch COMMAND --help\n\n"
         "examples:\n"
-        "  sudo execwatch                     a table of all that starts, until Ctrl-C\n"
-        "  sudo execwatch trace --help        its options\n"
-        "  sudo execwatch --json | jq .argv   for programs\n"
-        "  execwatch doctor                   when it doesn't work\n",
+        "  sudo execwatch                       a table of all that starts, until Ctrl-C\n"
+        "  sudo execwatch run --tree -- make    what did that build execute?\n"
+        "  sudo execwatch record -o day.ndjson  keep what happens, for later\n"
+        "  execwatch report day.ndjson          and look at it\n"
+        "  sudo execwatch --json | jq .argv     for programs\n"
+        "  execwatch doctor                     when it doesn't work\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"execwatch {_version()}")
-    return parser
+    made.add_argument("--version", action="version", version=f"execwatch {_version()}")
+    made.add_argument(
+        "--print-completion",
+        metavar="SHELL",
+        choices=("bash", "zsh", "tcsh"),
+        help="print what completes this command in bash, zsh or tcsh",
+    )
+    return made
 
 
 def _version() -> str:

@@ -1,23 +1,27 @@
-"""Standard output, for text that never ends and a reader that may go away."""
+"""Standard output, or error, for text that never ends and a reader that may go away."""
 
 from __future__ import annotations
 
 import io
 import os
 import select
-import sys
-from typing import Optional
+from typing import Optional, TextIO
 
 
 class Output:
-    """Writes to ``sys.stdout`` in whole pieces, at once."""
+    """Writes to a stream in whole pieces, at once.
 
-    def __init__(self) -> None:
-        self._stream = sys.stdout
-        if isinstance(self._stream, io.TextIOWrapper):
+    Args:
+        stream: ``sys.stdout`` or ``sys.stderr``; None, as they are where the descriptor is
+            closed: nothing is written.
+    """
+
+    def __init__(self, stream: Optional[TextIO]) -> None:
+        self._stream = stream
+        if isinstance(stream, io.TextIOWrapper):
             # Text of traced programs, on a terminal of whatever encoding.
-            self._stream.reconfigure(errors="backslashreplace")
-        self._poll = _watch()
+            stream.reconfigure(errors="backslashreplace")
+        self._poll = None if stream is None else _watch(stream)
 
     def write(self, text: str) -> None:
         """Write; with nothing to write, find out whether anybody would read it.
@@ -25,29 +29,32 @@ class Output:
         Raises:
             BrokenPipeError: The reader has gone.
         """
-        if text:
+        if text and self._stream is not None:
             self._stream.write(text)
             self._stream.flush()
         elif self._poll is not None and self._poll.poll(0):
             raise BrokenPipeError
 
 
-def _watch() -> Optional[select.poll]:
+def _watch(stream: TextIO) -> Optional[select.poll]:
     """What polls ready as soon as the other end of a pipe is closed."""
     try:
-        descriptor = sys.stdout.fileno()
+        descriptor = stream.fileno()
     except (OSError, ValueError):  # no real file: a test's
+        return None
+    if not hasattr(select, "poll"):  # Windows, where recordings can be looked at
         return None
     poll = select.poll()
     poll.register(descriptor, 0)  # errors are always told
     return poll
 
 
-def discard() -> None:
+def discard(stream: Optional[TextIO]) -> None:
     """Have nothing left to write: the interpreter flushes at its end, and would complain."""
     try:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+        if stream is not None:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
     except (OSError, ValueError):
         pass

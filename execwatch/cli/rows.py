@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import time
 from functools import cache, lru_cache
-from typing import Callable, Union
+from typing import TYPE_CHECKING, Callable, Union
 
 from execwatch import render
 from execwatch.events import Event, ExecEvent, FailedExecEvent
 
-#: An event's line, its newline included.
-Row = Callable[[Union[ExecEvent, FailedExecEvent]], str]
+if TYPE_CHECKING:
+    from execwatch.cli.screen import Line
 
-_COLUMNS = "%-16s %-6s %-6s %3s %s\n"
-_HEADINGS = _COLUMNS % ("PCOMM", "PID", "PPID", "RET", "ARGS")
+#: An event's line, in its parts.
+Row = Callable[[Union[ExecEvent, FailedExecEvent]], "Line"]
 
 
-def header(*, time_of_day: bool, seconds: bool) -> str:
+def header(*, time_of_day: bool, seconds: bool) -> Line:
     """Return the line above the table."""
-    return f"{'TIME':<9}" * time_of_day + f"{'TIME(s)':<8}" * seconds + _HEADINGS
+    # Pids have seven digits on most machines that run for long.
+    names = f"{'PCOMM':<16} {'PID':<7} {'PPID':<7} RET ARGS"
+    return [("TIME     " * time_of_day + "TIME(s) " * seconds + names, "heading")]
 
 
 def table_row(start_ns: int, *, time_of_day: bool, seconds: bool) -> Row:
@@ -29,11 +31,21 @@ def table_row(start_ns: int, *, time_of_day: bool, seconds: bool) -> Row:
         time_of_day: With a column of the local time.
         seconds: With a column of the seconds since the start.
     """
-    if not time_of_day:
-        return _seconds_row(start_ns) if seconds else _row
 
-    rest = _seconds_row(start_ns) if seconds else _row
-    return lambda event: _clock(event.time_ns // 1_000_000_000) + rest(event)
+    def row(event: Union[ExecEvent, FailedExecEvent]) -> Line:
+        times = _clock(event.time_ns // 1_000_000_000) if time_of_day else ""
+        if seconds:
+            times += f"{(event.boottime_ns - start_ns) / 1e9:<7.3f} "
+        ppid = "?" if event.ppid is None else event.ppid
+        return [
+            (times, "aside"),
+            (f"{render.escape(event.comm):<16} ", "name"),
+            (f"{event.pid:<7} {ppid:<7} ", "aside"),
+            (f"{event.retval:>3} ", "bad" if event.retval else ""),
+            (arguments(event), ""),
+        ]
+
+    return row
 
 
 def json_line(event: Event) -> str:
@@ -57,21 +69,6 @@ def arguments(event: Union[ExecEvent, FailedExecEvent]) -> str:
         argv = (filename, *argv[1:])
     line = render.command_line(argv)
     return f"{line} ..." if event.argv_status == "truncated" else line
-
-
-def _row(event: Union[ExecEvent, FailedExecEvent]) -> str:
-    ppid = event.ppid
-    return _COLUMNS % (
-        render.escape(event.comm),
-        event.pid,
-        "?" if ppid is None else ppid,
-        event.retval,
-        arguments(event),
-    )
-
-
-def _seconds_row(start_ns: int) -> Row:
-    return lambda event: "%-8.3f" % ((event.boottime_ns - start_ns) / 1e9) + _row(event)
 
 
 @lru_cache(maxsize=8)

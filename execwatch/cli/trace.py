@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import re
 import signal
 import sys
 import time
 from typing import Any, Callable, Iterator, List, Optional
 
 from execwatch import cli
-from execwatch.cli import rows
-from execwatch.cli.output import Output
+from execwatch.cli import options, rows, screen
 from execwatch.events import Event, ExecEvent, FailedExecEvent, LostEvents
 from execwatch.filters import Filter
 from execwatch.tracer import ExecTracer
@@ -23,7 +21,7 @@ examples:
   sudo execwatch -n '^(ba)?sh$'        whose name matches
   sudo execwatch -l 'curl .*\\.sh'      whose arguments match
   sudo execwatch -P $$                 started by this shell
-  sudo execwatch -x -l make            also what failed, as a search along PATH does
+  sudo execwatch -x -l make            failed attempts too, as along PATH
   sudo execwatch --duration 10 --json  ten seconds, one JSON object a line
 """
 
@@ -36,10 +34,7 @@ _LOOK_AROUND = 1.0
 
 def configure(parser: argparse.ArgumentParser) -> None:
     show = parser.add_argument_group("what to show")
-    show.add_argument("-T", "--time", action="store_true", help="a column with the time of day (HH:MM:SS)")
-    show.add_argument(
-        "-t", "--timestamp", action="store_true", help="a column with seconds since the start; so without -T"
-    )
+    options.time_columns(show, "the start")
     show.add_argument(
         "-x",
         "--failed",
@@ -48,15 +43,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     show.add_argument("--json", action="store_true", help="one JSON object a line, with all that is known")
     choose = parser.add_argument_group("which programs")
-    choose.add_argument("-u", "--uid", metavar="USER", type=_user, help="this user's (id or name)")
-    choose.add_argument("-P", "--ppid", metavar="PPID", type=_whole, help="children of this process")
-    choose.add_argument("-n", "--name", metavar="REGEX", type=_regex, help="whose name (PCOMM) matches")
-    choose.add_argument(
-        "-l", "--line", metavar="REGEX", type=_regex, help="whose arguments match, joined by spaces"
-    )
+    options.choices(choose)
     end = parser.add_argument_group("when to end (else at Ctrl-C)")
-    end.add_argument("--duration", metavar="SECONDS", type=_seconds, help="after so long")
-    end.add_argument("--count", metavar="N", type=_whole, help="after so many programs")
+    end.add_argument("--duration", metavar="SECONDS", type=options.seconds, help="after so long")
+    end.add_argument("--count", metavar="N", type=options.whole, help="after so many programs")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -134,24 +124,28 @@ def _take(events: List[Event], count: int) -> Iterator[Event]:
 
 def _printer(args: argparse.Namespace, start_ns: int) -> Callable[[List[Event]], None]:
     """Return what prints a batch; the header is out then."""
-    output = Output()
+    out = screen.Screen(sys.stdout)
     if args.json:
-        return lambda events: output.write("".join(map(rows.json_line, events)))
+
+        def show_json(events: List[Event]) -> None:
+            out.text("".join(map(rows.json_line, events)))
+            out.flush()
+
+        return show_json
 
     seconds = args.timestamp or not args.time
-    output.write(rows.header(time_of_day=args.time, seconds=seconds))
+    out.line(rows.header(time_of_day=args.time, seconds=seconds))
+    out.flush()
     row = rows.table_row(start_ns, time_of_day=args.time, seconds=seconds)
 
     def show(events: List[Any]) -> None:
-        lines: List[str] = []
         for event in events:
             if event.kind == LostEvents.kind:
-                output.write("".join(lines))
-                lines.clear()
-                print(f"execwatch: {event.count} events lost here", file=sys.stderr)
+                out.flush()
+                cli.say(f"{event.count} events lost here")
             else:
-                lines.append(row(event))
-        output.write("".join(lines))
+                out.line(row(event))
+        out.flush()
 
     return show
 
@@ -159,10 +153,9 @@ def _printer(args: argparse.Namespace, start_ns: int) -> Callable[[List[Event]],
 def _sum_up(tracer: ExecTracer[Event]) -> None:
     lost = tracer.stats().lost
     if lost:
-        print(
-            f"execwatch: {lost} events lost in all: they came faster than they were read; -u and -P leave "
-            "out what is not wanted before it costs anything",
-            file=sys.stderr,
+        cli.say(
+            f"{lost} events lost in all: they came faster than they were read; -u and -P leave out "
+            "what is not wanted before it costs anything"
         )
 
 
@@ -211,43 +204,5 @@ class _Interrupt:
     def _stop(self, number: int, frame: object) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         self.happened = True
+        screen.leave_ctrl_c()
         self._tracer.stop()
-
-
-# -- Arguments -----------------------------------------------------------------------------
-
-
-def _user(text: str) -> int:
-    if text.isdecimal() and int(text) < 2**32 - 1:
-        return int(text)
-    import pwd
-
-    try:
-        return pwd.getpwnam(text).pw_uid
-    except KeyError:
-        raise argparse.ArgumentTypeError(
-            f"there is no user {text!r}; expected an id or a name of `getent passwd`"
-        ) from None
-
-
-def _whole(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) < 2**32:
-        raise argparse.ArgumentTypeError(f"expected a whole number, 1 or more, got {text!r}")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected seconds, 0 or more, got {text!r}")
-    return seconds
-
-
-def _regex(text: str) -> re.Pattern[str]:
-    try:
-        return re.compile(text)
-    except re.error as exc:
-        raise argparse.ArgumentTypeError(f"not a regular expression: {text!r}: {exc}") from None

@@ -11,8 +11,9 @@ import pytest
 
 from execwatch import BccNotFoundError, LoadError, NotSupportedError, PrivilegeError, cli
 from execwatch.cli import rows, trace
+from execwatch.cli.screen import Line
 from execwatch.events import AnyEvent
-from execwatch.testing import exec_event, fake_tracer, lost_events
+from execwatch.testing import exec_event, failed_exec_event, fake_tracer, lost_events
 
 Main = Callable[..., int]
 
@@ -33,18 +34,34 @@ def table(capsys: pytest.CaptureFixture[str]) -> List[str]:
     return [line[8:] for line in capsys.readouterr().out.splitlines()[1:]]
 
 
+def text(line: Line) -> str:
+    return "".join(part for part, _ in line)
+
+
 # -- Rows -------------------------------------------------------------------------------
 
 
 def test_a_row_in_its_columns() -> None:
     event = exec_event(argv=("/usr/bin/docker", "exec"), pid=8854, ppid=3154, boottime_ns=6_908_000_000)
     row = rows.table_row(1_000_000_000, time_of_day=False, seconds=True)
-    assert row(event) == "5.908   docker           8854   3154     0 /usr/bin/docker exec\n"
+    assert text(row(event)) == "5.908   docker           8854    3154      0 /usr/bin/docker exec"
+    assert "bad" not in {style for _, style in row(event)}
+    assert (" -2 ", "bad") in row(failed_exec_event(retval=-2))
 
 
 def test_a_parent_that_is_not_known() -> None:
     row = rows.table_row(0, time_of_day=False, seconds=False)
-    assert row(exec_event(pid=7, ppid=None)) == "true             7      ?        0 /bin/true\n"
+    assert text(row(exec_event(pid=7, ppid=None))) == "true             7       ?         0 /bin/true"
+
+
+def test_columns_hold_what_is_longest() -> None:
+    """Pids of 22 bits, as Linux gives them, and names of 15 bytes stand below their headings."""
+    columns = {"time_of_day": True, "seconds": True}
+    event = exec_event(pid=4194304, ppid=4194303, comm="x" * 15, boottime_ns=999_999_000_000)
+    heading, shown = text(rows.header(**columns)), text(rows.table_row(0, **columns)(event))
+    for name, value in (("TIME(s)", "999.999"), ("PCOMM", "xxx"), ("PID", "4194304"), ("PPID", "4194303")):
+        assert heading.index(name) == shown.index(value)
+    assert heading.index("ARGS") == shown.index("/bin/true")
 
 
 @pytest.mark.parametrize(
@@ -168,11 +185,25 @@ def test_ctrl_c_before_the_start(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
 
 @pytest.mark.parametrize(
-    "options",
-    [["-u", "-1"], ["-u", "4294967295"], ["-P", "0"], ["--duration", "nan"], ["--coun", "3"], ["-l", "*"]],
+    ("options", "said"),
+    [
+        (["-u", "-1"], "-u"),
+        (["-u", "4294967295"], "'4294967295'"),
+        (["-u", "no-such-user"], "there is no user 'no-such-user'"),
+        (["-P", "0"], "'0'"),
+        (["-l", "*"], "not a regular expression: '*'"),
+        (["--duration", "nan"], "'nan'"),
+        (["--duration", "soon"], "'soon'"),
+        (["--count", "0"], "'0'"),
+        (["--coun", "3"], "--coun"),
+        (["--no-such-option"], "--no-such-option"),
+    ],
 )
-def test_wrong_usage(options: List[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage_names_what_is_wrong(
+    options: List[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(options) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("usage: execwatch trace")
+    assert said in err.splitlines()[-1]
