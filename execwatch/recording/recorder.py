@@ -88,10 +88,10 @@ class Recorder:
         with contextlib.ExitStack() as undo:
             undo.callback(self._tracer.close)
             self._header = origin.here(self._filter, self._options)
-            if self._path is not None:
+            self._tracer.start()
+            if self._path is not None:  # only now: it empties a file that is there already
                 self._writer = formats.open_writer(self._path, self._header)
                 undo.callback(self._writer.close, None)
-            self._tracer.start()
             self._bell, self._rope = os.pipe()
             undo.callback(os.close, self._bell)
             undo.callback(os.close, self._rope)

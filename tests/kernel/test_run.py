@@ -265,3 +265,15 @@ def test_a_full_disk_ends_the_recording_and_says_so(
     with pytest.raises(OSError, match="No space left"), execwatch.record(path=path):
         for _ in range(COUNT):
             execute(programs("nothing"), path=programs("nothing"))
+
+
+def test_a_recording_that_can_not_begin_leaves_the_file_alone(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "kept.ndjson"
+    path.write_text("kept")
+    recorder = execwatch.record(path=path)
+    monkeypatch.setattr(recorder._tracer, "start", lambda: (_ for _ in ()).throw(PermissionError))
+    with pytest.raises(PermissionError), recorder:
+        pass
+    assert path.read_text() == "kept"
