@@ -250,7 +250,7 @@ def test_what_was_written_survives_a_kill(tmp_path: pathlib.Path, programs: Prog
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as python:
         assert python.stdout is not None
         assert python.stdout.readline() == b"done\n"
-        until(lambda: path.read_text().count(nothing) >= COUNT, "the last of them in the file")
+        until(lambda: f'"{COUNT - 1}"],"argv_status"' in path.read_text(), "the last of them in the file")
         python.kill()
     recording = execwatch.load(path)
     assert not recording.complete
