@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from execwatch import cli
-from execwatch.check import check
+from execwatch.preflight import check
 
 EXAMPLES = """\
 examples:

@@ -7,7 +7,7 @@ from typing import AsyncIterator, Iterator, List, Optional, Tuple
 from typing_extensions import assert_type
 
 from execwatch import Event, ExecEvent, ExecTracer, Filter, LostEvents, check, replay
-from execwatch.check import Problem
+from execwatch.preflight import Problem
 from execwatch.testing import exec_event, fake_tracer
 
 

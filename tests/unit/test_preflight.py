@@ -11,12 +11,12 @@ import pytest
 import execwatch
 from execwatch import BccNotFoundError, Check, LoadError, NotSupportedError, PrivilegeError
 from execwatch.build import bcc
-from execwatch.check import Problem
 from execwatch.cli import main
 from execwatch.kernel import cache, kprobe, privileges, probes
+from execwatch.preflight import Problem
 
 # The function hides the module of its name.
-module = sys.modules["execwatch.check"]
+module = sys.modules["execwatch.preflight"]
 
 Healthy = pytest.MonkeyPatch
 
