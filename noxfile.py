@@ -98,6 +98,13 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def soak(session: nox.Session) -> None:
+    """Trace storms for ten minutes, as root, and see that nothing drifts; ``-- --minutes 120``: longer."""
+    session.install(f".[{EXTRAS}]")
+    session.run("python", "tests/soak/soak.py", *session.posargs)
+
+
+@nox.session
 def changelog(session: nox.Session) -> None:
     """Turn the fragments in changes/ into a section of CHANGELOG.md; ``-- --draft`` only shows it."""
     session.install("towncrier>=24.8", ".")

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from typing import Collection, Dict, Optional
+from typing import Callable, Collection, Dict, Optional
 
 from execwatch.events import Container
 
@@ -130,19 +130,23 @@ def _last(pattern: re.Pattern[str], text: str, end: int) -> Optional[re.Match[st
 
 
 def is_id(text: str) -> bool:
-    """Whether a container could be asked for so: an id, its first digits, or a name; see :func:`matches`."""
+    """Whether a container could be asked for so: an id, its first digits, or a name; see :func:`matcher`."""
     return _IS_ID(text) is not None
 
 
-def matches(container: Optional[Container], ids: Collection[str]) -> bool:
-    """Whether the container is one of ``ids``.
+def matcher(ids: Collection[str]) -> Callable[[Optional[Container]], bool]:
+    """Return what tells whether a container is one of ``ids``.
 
     Each is an id or a name in full, or the first 12 or more digits of an id that has 64, as
     ``docker ps`` shows it.
     """
-    if container is None:
-        return False
-    id = container.id
-    if id in ids:
-        return True
-    return len(id) == _FULL and any(len(short) >= _SHORT and id.startswith(short) for short in ids)
+    wanted = frozenset(ids)
+    lengths = sorted({len(id) for id in wanted if _SHORT <= len(id) < _FULL})
+
+    def matches(container: Optional[Container]) -> bool:
+        if container is None:
+            return False
+        id = container.id
+        return id in wanted or (len(id) == _FULL and any(id[:length] in wanted for length in lengths))
+
+    return matches

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
+from collections import OrderedDict
 from functools import lru_cache
 from typing import Any, Callable, Dict, FrozenSet, Iterable, Mapping, Optional, Tuple, Union
 
@@ -274,7 +275,8 @@ class _Part:
         tree = constraints.pop("descendants_of", None)
         self._tests = [_TESTS[name](members) for name, members in constraints.items()]
         self._roots = frozenset(tree) if tree else None
-        self._members: Dict[str, None] = {}  # process keys, in the order in which they came
+        # Process keys, in the order in which they came; a dict would look for its first ever longer.
+        self._members: OrderedDict[str, None] = OrderedDict()
 
     def matches(self, event: ProcessEvent) -> bool:
         # Not short-circuit: history has to be taken in whatever the other fields say.
@@ -294,7 +296,7 @@ class _Part:
         elif inside:
             members[event.process_key] = None
             if len(members) > _HISTORY:
-                del members[next(iter(members))]
+                members.popitem(last=False)
         return inside
 
 
@@ -367,7 +369,8 @@ def container_test(members: Union[bool, FrozenSet[str]]) -> _Test:
         return lambda event: event.container is not None
     if members is False:
         return lambda event: event.container is None and event.cgroup_path is not None
-    return lambda event: _containers.matches(event.container, members)
+    matches = _containers.matcher(members)
+    return lambda event: matches(event.container)
 
 
 _TESTS: Dict[str, Callable[[Any], _Test]] = {
@@ -383,9 +386,14 @@ _TESTS: Dict[str, Callable[[Any], _Test]] = {
 }
 
 
-def _glob(globs: Iterable[str]) -> Callable[[str], Optional[re.Match[str]]]:
+def _glob(globs: Iterable[str]) -> Callable[[str], object]:
     """One expression for all of them. ``*`` also matches ``/`` and newlines, as in fnmatch."""
-    return re.compile("|".join(fnmatch.translate(glob) for glob in sorted(globs))).match
+    patterns = sorted(glob for glob in globs if any(special in glob for special in "*?["))
+    plain = frozenset(globs) - frozenset(patterns)
+    if not patterns:
+        return plain.__contains__
+    match = re.compile("|".join(map(fnmatch.translate, patterns))).match
+    return lambda text: text in plain or match(text)
 
 
 @lru_cache(maxsize=32)

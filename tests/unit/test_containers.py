@@ -98,7 +98,7 @@ def test_an_id_is_part_of_a_level_and_can_be_asked_for(path: str) -> None:
     if container is not None:
         assert any(container.id in level for level in path.replace("\\x2d", "-").split("/"))
         assert containers.is_id(container.id)
-        assert containers.matches(container, {container.id})
+        assert containers.matcher({container.id})(container)
         assert container.injected is None
 
 
@@ -161,18 +161,18 @@ def test_what_containers_can_not_be_asked_for(text: str) -> None:
 
 def test_matching_by_the_whole_id_or_what_docker_ps_shows() -> None:
     container = Container(id=ID, runtime="docker")
-    assert containers.matches(container, frozenset({OTHER, ID}))
-    assert containers.matches(container, {ID[:12]})
-    assert containers.matches(container, {OTHER, ID[:40]})
-    assert not containers.matches(container, {ID[:11]})
-    assert not containers.matches(container, {ID[1:13]})
-    assert not containers.matches(container, {OTHER, OTHER[:12]})
-    assert not containers.matches(container, {ID + "0"})
-    assert not containers.matches(container, set())
-    assert not containers.matches(None, {ID})
+    assert containers.matcher(frozenset({OTHER, ID}))(container)
+    assert containers.matcher({ID[:12]})(container)
+    assert containers.matcher({OTHER, ID[:40]})(container)
+    assert not containers.matcher({ID[:11]})(container)
+    assert not containers.matcher({ID[1:13]})(container)
+    assert not containers.matcher({OTHER, OTHER[:12]})(container)
+    assert not containers.matcher({ID + "0"})(container)
+    assert not containers.matcher(set())(container)
+    assert not containers.matcher({ID})(None)
 
 
 def test_names_match_as_a_whole() -> None:
     container = Container(id="production-database-2", runtime="lxc")
-    assert containers.matches(container, {"production-database-2"})
-    assert not containers.matches(container, {"production-database"})
+    assert containers.matcher({"production-database-2"})(container)
+    assert not containers.matcher({"production-database"})(container)
