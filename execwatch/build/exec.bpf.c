@@ -861,20 +861,26 @@ INLINE void emit_in_room(const struct config *cfg, struct counters *count, struc
         return;
     }
     size = opaque(size);
+    at = opaque(at);
     if (at > EXEC_HEAD + STRINGS_MAX + ENV_SIZE_MAX || size > room_size - LARGE_HEAD_MAX) {
         events.ringbuf_discard(room, 0);
         count->lost++;
         return;
     }
+    /* Here, and below once more: the verifier of 5.10 forgets what it knew of a number that
+     * the compiler puts aside on the stack, but not of a pointer. */
+    char *behind = room + at;
     r->lost = count->lost;
     r->argv_size = size;
     r->size = at + size;
-    if (bpf_probe_read_user(room + at, size, start)) {
+    if (bpf_probe_read_user(behind, size, start)) {
         argv_unreadable(r);
         r->size = at;
     }
     r->boottime_ns = now(cfg);
-    bpf_probe_read_kernel(room, at, s);
+    at = opaque(at);
+    if (at <= EXEC_HEAD + STRINGS_MAX + ENV_SIZE_MAX)
+        bpf_probe_read_kernel(room, at, s);
     events.ringbuf_submit(room, 0);
 }
 

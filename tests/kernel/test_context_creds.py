@@ -153,7 +153,7 @@ CASES = {
         "setpriv --securebits=+noroot", caps="cap_net_raw+ep", gains=FILE_CAPS, fields={"euid": 0, **RAW}
     ),
     "root that gave up all but one": Case(
-        "capsh --no-new-privs --caps=cap_net_raw+ep -- -c 'exec \"$0\"'",
+        "setpriv --no-new-privs capsh --caps=cap_net_raw+ep -- -c 'exec \"$0\"'",
         gains=(False, False, None),
         fields={"euid": 0, **RAW, **INSECURE},
     ),

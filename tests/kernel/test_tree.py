@@ -9,13 +9,16 @@ import threading
 from pathlib import Path
 from typing import Callable, Dict, List
 
+import attrs
 import pytest
 
-from execwatch import ExecEvent, ExecTracer, Filter, StateError
+from execwatch import ExecEvent, ExecTracer, Filter, ProcessEvent, wire
+from execwatch.kernel import procfs
 from execwatch.processes import Process, ProcessTable
 
 from .commands import execute
 from .conftest import COUNT, EMULATED, until
+from .containers import Runtime
 from .test_strace import project as project
 
 NOBODY = Filter(comms={"there-is-none"})
@@ -24,7 +27,9 @@ NOBODY = Filter(comms={"there-is-none"})
 def by_pid(table: ProcessTable, pid: int) -> Process:
     found = [process for process in table if process.pid == pid]
     assert found, f"process {pid} is not in the table"
-    return max(found, key=lambda process: process.start_boottime_ns or 0)
+    youngest = max(found, key=lambda process: process.start_boottime_ns or 0)
+    assert table.by_pid(pid) == youngest
+    return youngest
 
 
 def tree_lines(table: ProcessTable, pid: int) -> List[tuple[int, int]]:
@@ -49,7 +54,7 @@ def test_a_build_has_each_process_once_below_its_true_parent(project: Path) -> N
         traced = {int(path.suffix[1:]) for path in traces.iterdir()}
         (first,) = traced - expected.keys()
         rows = list(table.tree(by_pid(table, first).key))
-    assert len(traced) > 50
+    assert len(traced) > 40
     assert sorted(process.pid for _, process in rows) == sorted(traced)
     got = {process.pid: process.ppid for _, process in rows[1:]}
     assert got == expected
@@ -159,23 +164,190 @@ def test_what_is_only_for_the_table_is_told_to_nobody(programs: Callable[[str], 
 
 
 @pytest.mark.usefixtures("tracer_probe", "tracer_buffer")
-def test_asked_for_before_the_start_and_while_another_thread_reads() -> None:
+def test_asked_for_before_the_start() -> None:
     tracer = ExecTracer(NOBODY)
     table = tracer.processes
+    assert len(table) == 0
     with tracer:
         assert tracer.processes is table
         assert by_pid(table, os.getpid()).alive
     assert tracer.processes is table
-    with ExecTracer(NOBODY) as tracer:
-        reader = threading.Thread(target=lambda: tracer.read())
+
+
+@pytest.mark.usefixtures("tracer_probe", "tracer_buffer")
+def test_asked_for_while_another_thread_reads(programs: Callable[[str], str]) -> None:
+    """The reader goes on, and the table is as of the events that it is handed."""
+    nothing = programs("nothing")
+    seen: List[ExecEvent] = []
+    with ExecTracer(Filter(ppids=os.getpid(), comms={"nothing"})) as tracer:
+        reader = threading.Thread(target=lambda: seen.extend(tracer.events()))
         reader.start()
+        execute(nothing, "before", path=nothing)
         until(lambda: tracer._stream._reading.locked(), "the reader")  # type: ignore[union-attr]
-        with pytest.raises(StateError, match="before another thread"):
-            _ = tracer.processes
+        table = tracer.processes
+        pids = [execute(nothing, str(number), path=nothing) for number in range(COUNT)]
         tracer.stop()
         reader.join()
-    with pytest.raises(StateError, match="closed"):
-        _ = tracer.processes
+        assert [event.argv[1] for event in seen] == ["before", *map(str, range(COUNT))]
+        assert [by_pid(table, pid).exit_code for pid in pids] == [0] * COUNT
+        assert by_pid(table, os.getpid()).alive
+
+
+@pytest.mark.usefixtures("tracer_probe", "tracer_buffer")
+@pytest.mark.parametrize("at", [1, 2])
+def test_a_first_use_that_was_interrupted_is_made_again(
+    at: int, monkeypatch: pytest.MonkeyPatch, programs: Callable[[str], str]
+) -> None:
+    nothing = programs("nothing")
+    with ExecTracer(Filter(ppids=os.getpid(), comms={"nothing"})) as tracer:
+        with monkeypatch.context() as patch:
+            patch.setattr(procfs, "scan", calling(at, interrupted))
+            with pytest.raises(KeyboardInterrupt):
+                _ = tracer.processes
+        gone = execute(nothing, "unseen", path=nothing)
+        tracer.read(timeout=0)
+        with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as runs:
+            table = tracer.processes
+            assert by_pid(table, runs.pid).alive
+        assert table.by_pid(gone) is None
+        pids = [execute(nothing, path=nothing) for _ in range(COUNT)]
+        events = tracer.read(timeout=0)
+        assert [event.pid for event in events] == pids
+        assert all(by_pid(table, pid).exit_code == 0 for pid in [*pids, runs.pid])
+        assert by_pid(table, pids[0]).ppid == os.getpid()
+        assert by_pid(table, os.getpid()).alive
+
+
+Scan = Callable[[wire.Clock], Dict[str, Process]]
+
+
+def calling(at: int, function: Callable[[], object]) -> Scan:
+    """The scan of /proc, and behind the one of that number the function."""
+    real, count = procfs.scan, 0
+
+    def scan(clock: wire.Clock) -> Dict[str, Process]:
+        nonlocal count
+        count += 1
+        found = real(clock)
+        if count == at:
+            function()
+        return found
+
+    return scan
+
+
+def interrupted() -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.usefixtures("tracer_probe", "tracer_buffer")
+def test_a_program_that_is_executed_between_the_two_looks_is_the_one_that_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with subprocess.Popen(["sh", "-c", "read line; exec sleep 1000"], stdin=subprocess.PIPE) as shell:
+
+        def let_it_execute() -> None:
+            assert shell.stdin
+            shell.stdin.write(b"\n")
+            shell.stdin.flush()
+            until(lambda: Path(f"/proc/{shell.pid}/comm").read_text() == "sleep\n", "its exec")
+
+        monkeypatch.setattr(procfs, "scan", calling(1, let_it_execute))
+        with ExecTracer(NOBODY) as tracer:
+            process = by_pid(tracer.processes, shell.pid)
+            assert (process.comm, process.argv) == ("sleep", ("sleep", "1000"))
+            assert process.exe == os.readlink(f"/proc/{shell.pid}/exe")
+        shell.kill()
+
+
+@pytest.mark.usefixtures("tracer_probe", "tracer_buffer")
+def test_a_parent_that_ends_between_the_two_looks_is_the_true_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    with subprocess.Popen(["sh", "-c", "sleep 1000 & read line"], stdin=subprocess.PIPE) as shell:
+        until(lambda: children_of(shell.pid), "the shell's child")
+        (sleeper,) = children_of(shell.pid)
+        monkeypatch.setattr(procfs, "scan", calling(1, lambda: shell.communicate(b"\n")))
+        with ExecTracer(NOBODY) as tracer:
+            assert by_pid(tracer.processes, sleeper).ppid == shell.pid
+        os.kill(sleeper, 9)
+
+
+@pytest.mark.usefixtures("tracer_probe", "tracer_buffer")
+def test_the_parent_that_an_event_told_before_the_look_at_proc_is_the_true_one() -> None:
+    with ExecTracer(Filter(comms={"sleep"}, args={"1000"})) as tracer:
+        script = "sleep 1000 >&- 2>&- & echo $! $$; while [ $(cat /proc/$!/comm) != sleep ]; do :; done"
+        done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True)
+        sleeper, shell = map(int, done.stdout.split())
+        try:
+            table = tracer.processes
+            events = [event for event in tracer.read(timeout=0) if event.pid == sleeper]
+            process = by_pid(table, sleeper)
+            assert [event.ppid for event in events] == [shell]
+            assert (process.ppid, process.parent_key) == (shell, events[0].parent_key)
+            assert process.reparented
+        finally:
+            os.kill(sleeper, 9)
+
+
+@pytest.mark.usefixtures("tracer_probe", "tracer_buffer", "root")
+def test_a_pid_that_is_used_again_within_a_clock_tick_is_one_process_in_the_table() -> None:
+    """The witness of what is the same is the start time, in nanoseconds."""
+    last_pid = Path("/proc/sys/kernel/ns_last_pid")
+    pid = free_pid()
+    shared = 0
+    with ExecTracer(Filter(ppids=os.getpid()), forks=True, exits=True) as tracer:
+        table = tracer.processes
+        for _ in range(1000):
+            last_pid.write_text(str(pid - 1))
+            child = os.posix_spawn("/bin/true", ["true"], {})
+            assert os.waitpid(child, 0)[1] == 0
+            events = [event for event in tracer.read(timeout=0) if isinstance(event, ProcessEvent)]
+            if child != pid:
+                continue  # somebody else was faster
+            (start,) = {event.start_boottime_ns for event in events}
+            before, process = shared, by_pid(table, pid)
+            assert process.start_boottime_ns == start
+            assert process.duration_ns is not None
+            assert process.duration_ns >= 0
+            shared += process.key in {event.process_key for event in events} and len(events) == 3
+            assert shared > before
+    assert len({process.key for process in table if process.pid == pid}) < shared, "some came in one tick"
+
+
+def free_pid() -> int:
+    """One that nobody has, and few are going to have soon."""
+    last = int(Path("/proc/sys/kernel/ns_last_pid").read_text())
+    most = min(int(Path("/proc/sys/kernel/pid_max").read_text()), 32768)
+    candidates = ((last + most // 2 + number) % most for number in range(most))
+    return next(pid for pid in candidates if pid > 1000 and not Path(f"/proc/{pid}").exists())
+
+
+@pytest.mark.usefixtures("tracer_probe", "tracer_buffer", "root")
+def test_what_ran_in_a_container_before_is_known_for_that(tmp_path: Path) -> None:
+    with Runtime(tmp_path) as runc, runc.container() as shell, ExecTracer(Filter(ppids=shell.pid)) as tracer:
+        table = tracer.processes
+        process = by_pid(table, shell.pid)
+        assert process.container is not None
+        assert process.container.injected is None
+        shell.run("/bin/true")
+        (event,) = tracer.read(timeout=0)
+        assert event.container is not None
+        assert process.container == attrs.evolve(event.container, injected=None)
+        assert process.container.id == shell.id
+        assert by_pid(table, event.pid).container == event.container
+        assert by_pid(table, os.getpid()).container != process.container
+
+
+@pytest.mark.usefixtures("tracer_probe", "tracer_buffer")
+def test_skipped_runs_that_only_the_table_lacks_are_told_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ExecTracer(NOBODY) as tracer, ExecTracer(Filter(descendants_of=os.getpid())) as tree:
+        for each in (tracer, tree):
+            each.stats()
+            lost = each.processes.lost
+            image = each._stream._source._image  # type: ignore[union-attr]
+            monkeypatch.setattr(image, "skipped", lambda name: 5 if "fork" in name else 0)
+            each.read(timeout=0)
+            assert each.processes.lost - lost == 5
+        assert (tracer.stats().subtree_full, tree.stats().subtree_full) == (0, 5)
 
 
 @pytest.mark.usefixtures("tracer_probe", "tracer_buffer")
