@@ -13,10 +13,18 @@ import platform
 import sys
 import tempfile
 
-from benchmarks import capture, decode, startup, storm
+from benchmarks import capture, decode, formats, growth, peers, startup, storm
 from benchmarks.measure import Figure, Programs
 
-SUITES = {"startup": startup.run, "decode": decode.run, "storm": storm.run, "capture": capture.run}
+SUITES = {
+    "startup": startup.run,
+    "decode": decode.run,
+    "storm": storm.run,
+    "capture": capture.run,
+    "formats": formats.run,
+    "growth": growth.run,
+    "peers": peers.run,
+}
 
 
 def main() -> int:

@@ -13,7 +13,7 @@ from operator import attrgetter
 from typing import Any, Callable, Dict, FrozenSet, List, Mapping, NamedTuple, Optional, Tuple, Type, TypeVar
 
 import attrs
-from typing_extensions import Literal
+import typing_extensions
 
 T = TypeVar("T")
 
@@ -50,7 +50,7 @@ def to_plain(value: Any) -> Tuple[Dict[str, Any], Dict[str, Any]]:
     """Return the fields of an attrs value as JSON types, and the true bytes of those that need it.
 
     Raises:
-        UnicodeEncodeError: Text holds a surrogate that stands for no byte.
+        ValueError: A number has more than 64 bits; or text holds a surrogate that stands for no byte.
     """
     _, names, values, _ = _class(type(value))
     data: Dict[str, Any] = {}
@@ -96,6 +96,11 @@ def short(value: Any) -> str:
     return _short.repr(value)
 
 
+def is_choice(hint: Any) -> bool:
+    """Whether a declared type is a ``Literal``; before Python 3.10.1 typing_extensions has its own."""
+    return typing.get_origin(hint) in (typing.Literal, typing_extensions.Literal)
+
+
 class _Mismatch(ValueError):
     """Not what the field is declared to hold; the message begins with where."""
 
@@ -127,8 +132,12 @@ def _inspect(cls: Any) -> _Class:
 
 def _to_json(value: Any) -> Tuple[Any, Any]:
     """Return the value as JSON types, and its true bytes where those types can't hold them."""
-    if value is None or type(value) in (int, bool, dict):
+    if value is None or type(value) in (bool, dict):
         return value, None
+    if type(value) is int:
+        if _LEAST <= value <= _MOST:
+            return value, None
+        raise ValueError(f"expected an integer of 64 bits, got {short(value)}")
     if isinstance(value, str):
         return (value, None) if value.isascii() else _to_unicode(value)
     if isinstance(value, tuple):
@@ -155,7 +164,7 @@ def _to_unicode(text: str) -> Tuple[str, Optional[str]]:
 def _parser(hint: Any) -> Parser:
     """Return what takes JSON for a declared type."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
+    if is_choice(hint):
         return _choice(arguments)
     if origin is tuple:
         several = arguments[-1] is ...

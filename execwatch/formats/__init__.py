@@ -4,10 +4,13 @@ A file begins with a :class:`Header` and ends with the final counters. Which
 format is written goes by the file's name; which is read, by its content:
 
 - ``.ndjson``, ``.jsonl``, ``.json``: NDJSON, a JSON object a line; with ``.gz`` behind it compressed.
-  What was written has been handed to the operating system (with gzip all but the last second), and a file
-  that was cut anywhere is read up to its last whole line.
+  What was written has been handed to the operating system (with gzip at a later write, a second after the
+  one before), and a file that was cut anywhere is read up to its last whole line.
 - ``.parquet``: for tables; needs ``pip install 'execwatch[arrow]'``. It can be read only once it was closed:
   where the program that writes it is killed, nothing is left.
+
+What is read may come from anybody: it is what it says, or an error, and NDJSON is read with bounded memory.
+Parquet can say that a few large values stand in every row, so that a small file takes any amount.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from __future__ import annotations
 import os
 from typing import Union
 
+from execwatch.errors import RecordingError
 from execwatch.formats.base import Reader as Reader
 from execwatch.formats.base import Writer as Writer
 from execwatch.formats.header import FORMAT as FORMAT
@@ -55,12 +59,15 @@ def open_reader(path: _Path) -> Reader:
     """Return a reader of a file, whatever its name.
 
     Raises:
-        RecordingError: It is no recording, or one of a newer format.
+        RecordingError: It is a folder, no recording, or one of a newer format.
         MissingExtraError: The format needs a package that is not installed.
         OSError: It can't be read.
     """
     name = os.fspath(path)
-    file = open(name, "rb")  # noqa: SIM115
+    try:
+        file = open(name, "rb")  # noqa: SIM115
+    except IsADirectoryError:
+        raise RecordingError(f"{name!r}: expected a file, got a folder") from None
     try:
         magic = file.peek(4)[:4]
         if magic == b"PAR1":

@@ -6,7 +6,7 @@ import abc
 import os
 from io import FileIO
 from types import TracebackType
-from typing import Iterator, Optional, Sequence, Type
+from typing import Any, Iterator, Optional, Sequence, Type
 
 from typing_extensions import Self
 
@@ -16,11 +16,15 @@ from execwatch.formats.header import Header
 
 
 class Writer(abc.ABC):
-    """A recording that is being written, see :func:`open_writer`. For one thread at a time."""
+    """A recording that is being written, see :func:`open_writer`.
+
+    For one thread at a time. In a forked child it writes nothing.
+    """
 
     def __init__(self) -> None:
         self._closed = False
         self._failed = False
+        self._pid = os.getpid()
 
     def write(self, events: Sequence[AnyEvent]) -> None:
         """Add events.
@@ -31,10 +35,12 @@ class Writer(abc.ABC):
         Raises:
             OSError: The file can't be written.
             ValueError: An event holds what the format has no place for.
-            StateError: The writer is closed, or has failed.
+            StateError: The writer is closed, or has failed, or is the parent process's.
         """
         if self._closed or self._failed:
             raise StateError("the recording is closed" if self._closed else "an earlier write has failed")
+        if os.getpid() != self._pid:
+            raise StateError("the recording is written by the process that forked")
         try:
             self._write(events)
         except BaseException:
@@ -50,12 +56,13 @@ class Writer(abc.ABC):
 
         Raises:
             OSError: The end can't be written; the file is closed all the same.
+            ValueError: As of :meth:`write`: some formats look at events late.
         """
         if self._closed:
             return
         self._closed = True
         try:
-            if not self._failed:
+            if not self._failed and os.getpid() == self._pid:
                 self._end(stats)
         finally:
             self._release()
@@ -149,16 +156,27 @@ def create(path: str) -> FileIO:
 
     A symbolic link in its place is refused (ELOOP): in a folder that others can write to, it
     leads a recorder that is root to any file. An existing file keeps its owner and permissions.
+    What is written is handed to the operating system, all of it or an OSError says so.
     """
-
-    def opener(name: str, flags: int) -> int:
-        return os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), 0o600)
-
-    return FileIO(path, "w", opener=opener)
+    return _File(path)
 
 
-def write_all(file: FileIO, data: bytes) -> None:
-    """Hand all of it to the operating system."""
-    rest = memoryview(data)
-    while rest:
-        rest = rest[file.write(rest) or 0 :]
+class _File(FileIO):
+    def __init__(self, path: str) -> None:
+        super().__init__(path, "w", opener=_open)
+        self._pid = os.getpid()
+
+    def write(self, data: Any) -> int:
+        """Write all of it; in a forked child nothing.
+
+        What is freed there, such as pyarrow's writer, would put its end into the middle of what
+        the parent writes.
+        """
+        rest = memoryview(data)
+        while rest and os.getpid() == self._pid:
+            rest = rest[super().write(rest) or 0 :]
+        return len(data)
+
+
+def _open(name: str, flags: int) -> int:
+    return os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), 0o600)

@@ -12,17 +12,12 @@ from __future__ import annotations
 
 import itertools
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Optional, Sequence, Tuple, Type
+from typing import Any, Dict, FrozenSet, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
-from execwatch.errors import MissingExtraError
 from execwatch.events import AnyEvent, event_from_dict
 from execwatch.formats import jsontext
 from execwatch.formats.arrow import pa
-from execwatch.formats.layout import LAYOUTS, SCHEMA, TEXTS, Nested
-from execwatch.formats.rows import events as events
-
-if TYPE_CHECKING:
-    import pandas
+from execwatch.formats.layout import FIELDS, LAYOUTS, SCHEMA, TEXTS, TYPES, Nested
 
 #: Rows that are made at once: few enough to stay in the processor's cache on their way.
 CHUNK = 4096
@@ -30,16 +25,12 @@ CHUNK = 4096
 Arrays = Dict[str, "pa.Array"]
 
 
-def schema() -> pa.Schema:
-    """Return the schema, always the same."""
-    return SCHEMA
-
-
 def table(events: Sequence[AnyEvent]) -> pa.Table:
-    """Return the events as a table, a row each.
+    """Return the events as a table, a row each; its schema is always the same.
 
     Raises:
-        ValueError: A number doesn't fit into its column; the kernel has none such.
+        ValueError: A number doesn't fit into its column, or text holds a surrogate that stands
+            for no byte; the kernel has none such.
     """
     return pa.Table.from_batches(batches(events), SCHEMA)
 
@@ -53,31 +44,6 @@ def batches(events: Sequence[AnyEvent]) -> Iterator[pa.RecordBatch]:
         except (_Odd, UnicodeEncodeError):
             shown, raw = zip(*map(_shown, chunk))
             yield _batch(shown, raw)
-
-
-def data_frame(events: Sequence[AnyEvent]) -> pandas.DataFrame:
-    """Return :func:`table` as a pandas frame. Whole numbers stay whole, what is not there is ``<NA>``.
-
-    Raises:
-        MissingExtraError: pandas is not there.
-        ValueError: As of :func:`table`.
-    """
-    try:
-        import pandas
-    except ImportError:
-        raise MissingExtraError("pandas") from None
-
-    types = {
-        pa.int64(): pandas.Int64Dtype(),
-        pa.uint64(): pandas.UInt64Dtype(),
-        pa.bool_(): pandas.BooleanDtype(),
-        pa.string(): pandas.StringDtype(),
-    }
-    rows = table(events)
-    frame = rows.to_pandas(types_mapper=types.get)
-    for name in ("argv", "env"):  # lists, where pandas makes arrays
-        frame[name] = pandas.Series(rows[name].to_pylist(), dtype=object)
-    return frame
 
 
 class _Odd(Exception):
@@ -98,73 +64,87 @@ def _shown(event: AnyEvent) -> Tuple[AnyEvent, Optional[str]]:
 
 def _batch(events: Sequence[AnyEvent], raw: Optional[Sequence[Optional[str]]] = None) -> pa.RecordBatch:
     """Return the events as one piece of a table; without ``raw``, _Odd where it is needed."""
-    by_class: Dict[Type[AnyEvent], List[int]] = {}
-    for index, event in enumerate(events):
-        by_class.setdefault(type(event), []).append(index)
-    parts = []
-    for cls, indices in by_class.items():
-        same = events if len(by_class) == 1 else [events[index] for index in indices]
-        parts.append((len(same), _arrays(cls, same, raw is not None)))
-    # Kinds lie apart now. Where the n-th event went:
-    places = None
-    if len(parts) > 1:
-        places = [0] * len(events)
-        for place, index in enumerate(itertools.chain.from_iterable(by_class.values())):
-            places[index] = place
-        places = pa.array(places, pa.int32())
-    columns = [_joined(field, parts, places) for field in SCHEMA]
+    classes = list(map(type, events))
+    present = frozenset(classes)
+    rows: Dict[FrozenSet[type], _Rows] = {present: _Rows(events, None)}
+    arrays = {"kind": _array("kind", list(map(attrgetter("kind"), events)))}
+    for name, field in FIELDS.items():
+        having = field.classes & present
+        if not having:
+            continue
+        if having not in rows:
+            rows[having] = _rows(events, classes, having)
+        same, places = rows[having]
+        values = list(map(attrgetter(name), same))
+        if field.nested is not None:
+            arrays.update(_spread(field.nested, values, places, raw is not None))
+        if field.column is not None:
+            arrays[field.column] = _placed(_array(field.column, values), places)
     if raw is not None:
-        columns[-1] = pa.array(raw, pa.string())
+        arrays["raw"] = _array("raw", raw)
+    columns = [
+        arrays[column] if column in arrays else pa.nulls(len(events), type_)
+        for column, type_ in TYPES.items()
+    ]
     return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
 
 
-def _joined(field: pa.Field, parts: Sequence[Tuple[int, Arrays]], places: Optional[pa.Array]) -> pa.Array:
-    """Return a column out of what each kind has of it, in the order of the events."""
-    arrays = [part.get(field.name) for _, part in parts]
-    if not any(array is not None for array in arrays):
-        return pa.nulls(sum(count for count, _ in parts), field.type)
-    if places is None:
-        return arrays[0]
-    filled = [
-        pa.nulls(count, field.type) if array is None else array for array, (count, _) in zip(arrays, parts)
-    ]
-    return pa.concat_arrays(filled).take(places)
+class _Rows(NamedTuple):
+    """The events of some kinds.
+
+    Attributes:
+        places: For each row of the piece its number among them, null for one of another kind;
+            None: they are all that there are.
+    """
+
+    events: Sequence[AnyEvent]
+    places: Optional[pa.Array]
 
 
-def _arrays(cls: Type[AnyEvent], events: Sequence[AnyEvent], raw: bool) -> Arrays:
-    """Return the columns that events of one kind have."""
-    arrays = {"kind": pa.repeat(pa.scalar(cls.kind, pa.string()), len(events))}
-    for name, plain in LAYOUTS[cls].plain.items():
-        arrays[plain.column] = _array(plain.column, list(map(attrgetter(name), events)))
-    for name, nested in LAYOUTS[cls].nested.items():
-        arrays.update(_spread(nested, list(map(attrgetter(name), events)), raw))
-    return arrays
+def _rows(events: Sequence[AnyEvent], classes: Sequence[type], having: FrozenSet[type]) -> _Rows:
+    mask = list(map(having.__contains__, classes))
+    numbers = itertools.count()
+    places = [next(numbers) if there else None for there in mask]
+    return _Rows(list(itertools.compress(events, mask)), pa.array(places, pa.int32()))
 
 
-def _spread(nested: Nested, values: List[Any], raw: bool) -> Arrays:
+def _placed(array: pa.Array, places: Optional[pa.Array]) -> pa.Array:
+    return array if places is None else array.take(places)
+
+
+def _spread(nested: Nested, values: List[Any], places: Optional[pa.Array], raw: bool) -> Arrays:
     """Return the columns of nested values. Events share many of them: each is taken apart once."""
-    by_id = dict(zip(map(id, values), values))
-    nones = id(None) in by_id
-    if nones and len(by_id) == 1:
+    ids = list(map(id, values))
+    by_id = dict(zip(ids, values))
+    none = id(None) in by_id
+    if none and len(by_id) == 1:
         return {}
-    ids = pa.array(list(map(id, values)), pa.uint64()).dictionary_encode()
-    distinct = [by_id[i] for i in ids.dictionary.to_pylist()]
-    arrays = {}
-    for name, column in nested.columns.items():
-        items = [None if value is None else getattr(value, name) for value in distinct]
-        arrays[column] = _array(column, items)
-    some_null = all(array.null_count > nones for array in arrays.values())
-    if some_null and not raw and nested.blank is not None and nested.blank in distinct:
-        raise _Odd
-    return {column: array.take(ids.indices) for column, array in arrays.items()}
+    # Both are in the order of their first appearance.
+    distinct = list(by_id.values())
+    numbers = _placed(pa.array(ids, pa.uint64()).dictionary_encode().indices, places)
+    arrays = {column: _array(column, _items(distinct, name)) for name, column in nested.columns.items()}
+    if not raw and nested.blank is not None:
+        some_null = all(array.null_count > none for array in arrays.values())
+        if some_null and nested.blank in distinct:
+            raise _Odd
+    return {column: array.take(numbers) for column, array in arrays.items()}
+
+
+def _items(values: Sequence[Any], name: str) -> List[Any]:
+    try:
+        return list(map(attrgetter(name), values))
+    except AttributeError:  # a None among them
+        return [None if value is None else getattr(value, name) for value in values]
 
 
 def _array(column: str, values: Sequence[Any]) -> pa.Array:
-    type_ = SCHEMA.field(column).type
+    type_ = TYPES[column]
+    first = values[0]
     try:
-        if type_ == TEXTS:
-            return _texts(values)
-        return pa.array(values, type_)
+        # Much is the same in all events, and that is told in a tenth of the time.
+        if first == values[-1] and values.count(first) == len(values):
+            return pa.repeat(pa.scalar(first, type_), len(values))
+        return _texts(values) if type_ == TEXTS else pa.array(values, type_)
     except (OverflowError, pa.ArrowInvalid) as exc:
         raise ValueError(f"column {column!r} holds {type_}: {exc}") from None
 

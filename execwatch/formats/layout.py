@@ -6,10 +6,10 @@ import typing
 from typing import Any, Dict, FrozenSet, Mapping, Optional, Tuple, Type
 
 import attrs
-from typing_extensions import Literal
 
 from execwatch.events import KINDS
 from execwatch.formats.arrow import pa
+from execwatch.plain import is_choice
 
 _TIME = pa.timestamp("ns", tz="UTC")
 #: Of argv, and of env.
@@ -35,11 +35,13 @@ class Plain:
     Attributes:
         column: Its name.
         optional: Whether the field may be None.
+        required: Whether an event can't be made without it.
         choices: All that its text may be; None: anything.
     """
 
     column: str
     optional: bool
+    required: bool
     choices: Optional[FrozenSet[str]]
 
 
@@ -67,20 +69,46 @@ class Layout:
     nested: Mapping[str, Nested]
 
 
+@attrs.frozen
+class Field:
+    """A field of every kind of event that has one of its name; it means the same in each.
+
+    Attributes:
+        classes: Those kinds.
+        column: Its own; None where it has several, by ``nested``.
+    """
+
+    classes: FrozenSet[Type[Any]]
+    column: Optional[str]
+    nested: Optional[Nested]
+
+
 def _layout(cls: Type[Any]) -> Layout:
     plain, nested = {}, {}
-    for name, (hint, optional) in _fields(cls).items():
+    required = {field.name for field in attrs.fields(cls) if field.default is attrs.NOTHING}
+    for name, (hint, optional) in _types(cls).items():
         if attrs.has(hint):
-            inner = _fields(hint)
+            inner = _types(hint)
             blank = hint() if all(optional for _, optional in inner.values()) else None
             nested[name] = Nested(hint, {field: f"{name}_{field}" for field in inner}, blank)
         else:
-            choices = frozenset(typing.get_args(hint)) if typing.get_origin(hint) is Literal else None
-            plain[name] = Plain("time" if name == "time_ns" else name, optional, choices)
+            choices = frozenset(typing.get_args(hint)) if is_choice(hint) else None
+            column = "time" if name == "time_ns" else name
+            plain[name] = Plain(column, optional, name in required, choices)
     return Layout(plain, nested)
 
 
-def _fields(cls: Type[Any]) -> Dict[str, Tuple[Any, bool]]:
+def _all_fields() -> Dict[str, Field]:
+    fields: Dict[str, Field] = {}
+    for cls, layout in LAYOUTS.items():
+        for name in _types(cls):
+            plain, nested = layout.plain.get(name), layout.nested.get(name)
+            others = fields[name].classes if name in fields else frozenset()
+            fields[name] = Field(others | {cls}, plain.column if plain else None, nested)
+    return fields
+
+
+def _types(cls: Type[Any]) -> Dict[str, Tuple[Any, bool]]:
     """Return for each field its type, and whether it may be None instead."""
     hints = typing.get_type_hints(cls)
     fields = {}
@@ -94,12 +122,12 @@ def _fields(cls: Type[Any]) -> Dict[str, Tuple[Any, bool]]:
 def _schema() -> pa.Schema:
     types: Dict[str, pa.DataType] = {"kind": pa.string()}
     for cls, parts in LAYOUTS.items():
-        for name, (hint, _) in _fields(cls).items():
+        for name, (hint, _) in _types(cls).items():
             if name in parts.plain:
                 column = parts.plain[name].column
                 types[column] = _type(column, hint)
             else:
-                for field, (inner, _) in _fields(hint).items():
+                for field, (inner, _) in _types(hint).items():
                     column = parts.nested[name].columns[field]
                     types[column] = _type(column, inner)
     return pa.schema([*types.items(), ("raw", pa.string())])
@@ -120,3 +148,9 @@ LAYOUTS: Mapping[Type[Any], Layout] = {cls: _layout(cls) for cls in KINDS.values
 
 #: Of every table, whatever its events.
 SCHEMA = _schema()
+
+#: The type of each column.
+TYPES: Mapping[str, pa.DataType] = {field.name: field.type for field in SCHEMA}
+
+#: All fields by name.
+FIELDS: Mapping[str, Field] = _all_fields()

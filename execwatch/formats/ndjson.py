@@ -1,7 +1,8 @@
 """NDJSON: the header, an event a line as :meth:`Event.to_dict` has it, the final counters.
 
-With msgspec (``pip install 'execwatch[fast]'``) it is several times faster, and
-means the same.
+After ``kind`` an event's keys are in alphabetical order. No control character is
+written but the ends of lines. With msgspec (``pip install 'execwatch[fast]'``) it is
+several times faster, and the same.
 """
 
 from __future__ import annotations
@@ -17,21 +18,30 @@ from typing import Callable, Dict, Iterator, Optional, Sequence, Union
 from execwatch.errors import RecordingError
 from execwatch.events import KINDS, AnyEvent, Stats, event_from_dict
 from execwatch.formats import jsontext
-from execwatch.formats.base import Reader, Writer, create, write_all
+from execwatch.formats.base import Reader, Writer, create
 from execwatch.formats.header import Header, header_from_dict, header_to_dict, stats_from_dict
 from execwatch.plain import short, to_plain
 
-#: Bytes of the longest line that is read. The longest event is a quarter of that: 2 MiB of
-#: argv, all of it control characters.
-MAX_LINE = 64 << 20
+#: Bytes of the longest line. The longest event is half of that: 2 MiB of argv, all of it control
+#: characters but for one byte that is not UTF-8.
+MAX_LINE = 32 << 20
 
 #: Events that are written at once: what bounds the memory for it.
-_CHUNK = 1024
+_CHUNK = 128
 
 #: Seconds that written events may wait in the compressor.
 _GZIP_WAIT = 1.0
 #: Of 1 to 9. The next ones take twice the time and more, for a tenth of the size.
 _GZIP_LEVEL = 1
+
+#: DEL, and the controls of Unicode that are no ASCII (CSI among them), which JSON would let stand.
+_CONTROLS = re.compile(rb"\x7f|\xc2[\x80-\x9f]")
+
+#: A number that may have more than 64 bits, which msgspec lets pass.
+_LARGE_NUMBER = re.compile(rb":(?:-\d{19}|\d{20})").search
+
+#: Of the line of an event, up to the first comma.
+_BEGINS: Dict[type, bytes] = {cls: b'{"kind":"%s"' % kind.encode() for kind, cls in KINDS.items()}
 
 Encoder = Callable[[AnyEvent], bytes]
 Decoder = Callable[[bytes], AnyEvent]
@@ -64,7 +74,18 @@ class NdjsonWriter(Writer):
 
     def _write(self, events: Sequence[AnyEvent]) -> None:
         for start in range(0, max(len(events), 1), _CHUNK):
-            self._sink.write(b"".join(map(self._encode, events[start : start + _CHUNK])))
+            self._sink.write(self._lines(events[start : start + _CHUNK]))
+
+    def _lines(self, events: Sequence[AnyEvent]) -> bytes:
+        data = b"".join(map(self._encode, events))
+        if _LARGE_NUMBER(data):
+            for event in events:
+                event.to_dict()  # raises where a number is too large
+        if not data.isascii() or b"\x7f" in data:
+            data = _CONTROLS.sub(lambda found: b"\\u%04x" % found[0][-1], data)
+        if len(data) > MAX_LINE and any(len(line) > MAX_LINE for line in data.splitlines()):
+            raise ValueError(f"events: expected at most {MAX_LINE} bytes of JSON for each")
+        return data
 
     def _end(self, stats: Optional[Stats]) -> None:
         if stats is not None:
@@ -80,7 +101,7 @@ class _Plain:
         self._file = file
 
     def write(self, data: bytes) -> None:
-        write_all(self._file, data)
+        self._file.write(data)
 
     def finish(self) -> None:
         pass
@@ -100,24 +121,23 @@ class _Gzip:
             out += self._compress.flush(zlib.Z_SYNC_FLUSH)
             self._due = time.monotonic() + _GZIP_WAIT
             self._waiting = False
-        write_all(self._file, out)
+        self._file.write(out)
 
     def finish(self) -> None:
-        write_all(self._file, self._compress.flush())
+        self._file.write(self._compress.flush())
 
 
 def _encoder() -> Encoder:
-    """Return what makes a line of an event."""
+    """Return what makes a line of an event; with msgspec or without the same."""
     try:
         from msgspec.json import Encoder
     except ImportError:
         return _line
-    encode = Encoder().encode
-    begins = {cls: b'{"kind":"%s",' % kind.encode() for kind, cls in KINDS.items()}
+    encode = Encoder(order="sorted").encode
 
     def line(event: AnyEvent) -> bytes:
         try:
-            return b"%s%s\n" % (begins[type(event)], encode(event)[1:])
+            return b"%s,%s\n" % (_BEGINS[type(event)], encode(event)[1:])
         except UnicodeEncodeError:  # bytes that are not UTF-8
             return _line(event)
 
@@ -125,7 +145,10 @@ def _encoder() -> Encoder:
 
 
 def _line(event: AnyEvent) -> bytes:
-    return json.dumps(event.to_dict(), ensure_ascii=False, separators=(",", ":")).encode("utf-8") + b"\n"
+    data = event.to_dict()
+    del data["kind"]
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+    return b"%s,%s\n" % (_BEGINS[type(event)], text[1:].encode("utf-8"))
 
 
 # -- Reading ----------------------------------------------------------------------
@@ -148,7 +171,9 @@ class NdjsonReader(Reader):
         self._file = file
         self._text: Union[BufferedReader, gzip.GzipFile] = gzip.GzipFile(fileobj=file) if compressed else file
         self._number = 0
+        self._cut = False
         self._lines = self._whole_lines()
+        self._encode = _encoder()
         self._decoders = _decoders()
         first = next(self._lines, None)
         if first is None:
@@ -166,7 +191,7 @@ class NdjsonReader(Reader):
             event = self._quick(line) or self._careful(line)
             if event is not None:
                 yield event
-        self.complete = self.stats is not None
+        self.complete = self.stats is not None and not self._cut
         self._file.close()
 
     def _release(self) -> None:
@@ -191,21 +216,25 @@ class NdjsonReader(Reader):
     def _line(self) -> bytes:
         try:
             return self._text.readline(MAX_LINE + 1)
-        except EOFError:  # within the compressed data
+        except EOFError:  # within the compressed data, or the checksum that follows them
+            self._cut = True
             return b""
         except (zlib.error, gzip.BadGzipFile) as exc:
             raise self._error(f"damaged: {exc}") from None
 
     def _quick(self, line: bytes) -> Optional[AnyEvent]:
-        """Return the event, or None where somebody has to look closer."""
+        """Return the event, or None where somebody has to look closer.
+
+        That is wherever the line is not exactly what is written of the event: msgspec takes
+        more than JSON is, and of that only what it knows.
+        """
         decode = self._decoders.get(line[: line.find(b",")])
-        if decode is None or any(text in line for text in _UNSURE) or _LARGE_NUMBER(line):
+        if decode is None or _LARGE_NUMBER(line):
             return None
         try:
-            if not line.isascii():
-                line.decode("utf-8")  # the decoder looks only at the fields that it knows
-            return decode(line)
-        except (ValueError, RecursionError):
+            event = decode(line)
+            return event if self._encode(event) == line else None
+        except Exception:  # what is wrong, the careful way tells
             return None
 
     def _careful(self, line: bytes) -> Optional[AnyEvent]:
@@ -226,17 +255,13 @@ class NdjsonReader(Reader):
         return None
 
 
-#: Where one of these is in a line, msgspec might understand it otherwise: the true bytes of
-#: text, a second kind, a key in disguise.
-_UNSURE = (b'"raw"', b',"kind"', b"\\u")
-#: And it takes numbers of any length.
-_LARGE_NUMBER = re.compile(rb":\s*-?\d{20}").search
-
-
 def _decoders() -> Dict[bytes, Decoder]:
-    """For how the line of an event begins, what decodes it strictly; nothing without msgspec."""
+    """For how the line of an event begins, what decodes it; nothing without msgspec."""
     try:
         from msgspec.json import Decoder
     except ImportError:
         return {}
-    return {b'{"kind":"%s"' % kind.encode(): Decoder(cls).decode for kind, cls in KINDS.items()}
+    try:
+        return {begin: Decoder(cls).decode for cls, begin in _BEGINS.items()}
+    except TypeError:  # typing_extensions' own Literal, before Python 3.10.1
+        return {}

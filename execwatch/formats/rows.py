@@ -3,39 +3,28 @@
 from __future__ import annotations
 
 from functools import cache, lru_cache
-from typing import Any, Callable, Dict, Iterator, List, Sequence, Set, Tuple, Type
+from typing import Any, Callable, Dict, List, Sequence, Set, Tuple, Type
 
 from execwatch.events import KINDS, AnyEvent, event_from_dict
 from execwatch.formats import jsontext
 from execwatch.formats.arrow import pa
-from execwatch.formats.layout import LAYOUTS, PAIRS, SCHEMA, TEXTS, Nested, Plain
+from execwatch.formats.layout import LAYOUTS, PAIRS, TEXTS, TYPES, Nested, Plain
 from execwatch.plain import from_plain, short
-
-#: Rows that are read at once.
-_CHUNK = 4096
-
-
-def events(table: pa.Table) -> Iterator[AnyEvent]:
-    """Yield the events of a table in order; kinds and columns that this version doesn't know are left out.
-
-    Raises:
-        ValueError: It is not a table of events: the message names the column.
-    """
-    check(table.schema)
-    for batch in table.to_batches(max_chunksize=_CHUNK):
-        yield from batch_events(batch)
 
 
 def check(schema: pa.Schema) -> None:
-    """Raise ValueError where a column has another type than events have it with."""
+    """Raise ValueError where a column is there twice, or with another type than events have it with."""
+    seen: Set[str] = set()
     for field in schema:
-        index = SCHEMA.get_field_index(field.name)
-        if index >= 0 and field.type != SCHEMA.field(index).type:
-            raise ValueError(f"column {field.name!r}: expected {SCHEMA.field(index).type}, got {field.type}")
-    if "kind" not in schema.names:
+        name = short(field.name)
+        if field.name in seen:
+            raise ValueError(f"column {name}: there twice")
+        seen.add(field.name)
+        expected = TYPES.get(field.name, field.type)
+        if field.type != expected:
+            raise ValueError(f"column {name}: expected {expected}, got {short(str(field.type))}")
+    if "kind" not in seen:
         raise ValueError("column 'kind': missing")
-    if len(set(schema.names)) < len(schema.names):
-        raise ValueError("columns: expected no name twice")
 
 
 def batch_events(batch: pa.RecordBatch) -> List[AnyEvent]:
@@ -64,13 +53,12 @@ def _events(cls: Type[AnyEvent], batch: pa.RecordBatch) -> Sequence[AnyEvent]:
     for name, plain in parts.plain.items():
         if plain.column in there:
             fields[name] = _plain(batch, plain)
+        elif plain.required:
+            raise ValueError(f"column {plain.column!r}: missing")
     for name, nested in parts.nested.items():
         fields[name] = _nested(batch, name, nested, there)
     names = tuple(fields)
-    try:
-        events = [cls(**dict(zip(names, row))) for row in zip(*fields.values())]
-    except TypeError as exc:  # an older version's file has all that is required
-        raise ValueError(f"columns are missing: {exc}") from None
+    events = [cls(**dict(zip(names, row))) for row in zip(*fields.values())]
     raw = _values(batch, "raw") if "raw" in there else ()
     for index, text in enumerate(raw):
         if text is not None:
@@ -116,7 +104,7 @@ def _maker(cls: Any, fields: Tuple[str, ...]) -> Callable[[Tuple[Any, ...]], Any
 def _values(batch: pa.RecordBatch, column: str) -> Sequence[Any]:
     array = batch.column(column)
     try:
-        if array.type == SCHEMA.field("time").type:
+        if array.type == TYPES["time"]:
             return array.view(pa.int64()).to_pylist()  # type: ignore[no-any-return]
         values = array.to_pylist()
     except UnicodeDecodeError as exc:

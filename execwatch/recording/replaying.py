@@ -27,7 +27,7 @@ def load(path: Path) -> Recording:
     """Return the recording in a file, whole, in memory.
 
     A file that was cut is read up to the cut; then ``complete`` is False. (A Parquet file
-    that was cut can't be read.)
+    that was cut can't be read; and one made by somebody who means harm may take any amount of memory.)
 
     Args:
         path: What :meth:`Recording.save`, :func:`~execwatch.record` or the command wrote. The

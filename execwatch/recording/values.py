@@ -229,7 +229,10 @@ class Recording(Sequence[AnyEvent]):
         return columns.table(self._events)
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
-        """Hand the table to anything that knows the Arrow PyCapsule interface (polars, DuckDB)."""
+        """Hand the table to what knows the Arrow PyCapsule interface: ``pyarrow.table(recording)``, DuckDB.
+
+        polars takes every sequence for rows of its own: ``polars.DataFrame(recording.to_arrow())``.
+        """
         return self.to_arrow().__arrow_c_stream__(requested_schema)
 
     def to_pandas(self) -> pandas.DataFrame:
