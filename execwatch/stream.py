@@ -14,7 +14,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING, Any, Callable, Deque, List, NamedTuple, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Deque, List, NamedTuple, Optional, Set, Tuple
 
 from typing_extensions import Protocol
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 FORKED = "this tracer belongs to the process that forked; make one here"
 
+
+_ENDED = "the tracer is {}, processes can't be followed any more: ask for them while it runs"
 
 _TWO = "another thread or task is reading from this tracer: one at a time, or a tracer for each"
 
@@ -98,6 +100,9 @@ class Stream:
         self._latency = latency
         self._state = _State(source.start, deque(), deque())
         self._reading = threading.Lock()
+        self._tracking = threading.Lock()
+        self._trackers: Set[int] = set()  # threads, that hold it or wait for it
+        self._tracked = False
         self._awaiting: Optional[object] = None
         self._claim: Optional[Tuple[weakref.ref[Consumer], _Owner]] = None
         self._wake = Wake(source.fileno())
@@ -238,7 +243,7 @@ class Stream:
             queue.extend(batch.events)
             queue.extend(gaps.events if gaps else ())
         history = state.history
-        if batch.history or (gaps and gaps.history):
+        if self._tracked and (batch.history or (gaps and gaps.history)):
             history = deque((*history, *batch.history, *(gaps.history if gaps else ())))
         self._state = _State(
             gaps.position if gaps else batch.position,
@@ -260,20 +265,65 @@ class Stream:
 
     # -- The table of processes ---------------------------------------------------------
 
-    def track(self, table: ProcessTable) -> None:
-        """Keep this table up to each event as it is handed over.
+    def track(self, table: ProcessTable) -> ProcessTable:
+        """Keep this table up to each event as it is handed over; others may read meanwhile.
+
+        Args:
+            table: An empty one.
+
+        Returns:
+            The table, or that which is kept already.
 
         Raises:
-            StateError: Somebody is reading.
+            StateError: It is stopped or closed; or this thread is in here, interrupted by a signal.
         """
-        if not self._reading.acquire(blocking=False):
-            raise StateError("ask for the processes before another thread reads from this tracer")
+        if self._table is not None:
+            return self._table
+        thread = threading.get_ident()
+        if thread in self._trackers:
+            raise StateError("the table of processes is being made: not from a signal handler")
         try:
-            for process in self._source.track():
-                table.add(process)
-            self._table = table
+            self._trackers.add(thread)
+            with self._tracking:
+                if self._table is None:
+                    self._track(table)
+                # Not "or": an empty table is false.
+                return table if self._table is None else self._table
         finally:
-            self._reading.release()
+            self._trackers.discard(thread)
+            if self._closing:
+                self._free()
+
+    def _track(self, table: ProcessTable) -> None:
+        self._check_open()
+        # Of an attempt that failed: it has a gap.
+        self._state.history.clear()
+        self._tracked = True
+        try:
+            begun_ns = self._boottime()
+            processes = list(self._source.track())
+            done_ns = self._boottime()
+            for process in processes:
+                # What was there at the beginning was looked at then.
+                was_there = (process.start_boottime_ns or 0) < begun_ns
+                table.add(process, begun_ns if was_there else done_ns)
+            self._check_open()
+            # Not before: until now this thread has fed it, from now on the reader does.
+            self._table = table
+        except BaseException:
+            if self._table is None:  # else the interrupt came behind it all
+                self._tracked = False
+                self._state.history.clear()
+                table.clear()
+            raise
+
+    def _check_open(self) -> None:
+        if self._closing or (self._stopped and self._live):
+            raise StateError(_ENDED.format("closed" if self._closing else "stopped"))
+
+    def _boottime(self) -> int:
+        # Without a kernel there are no processes to tell of, and perhaps there is no such clock.
+        return time.clock_gettime_ns(time.CLOCK_BOOTTIME) if self._live else 0
 
     def _tell_table(self, last: Optional[AnyEvent]) -> None:
         """Feed the table up to this event; None: with all that was read."""
@@ -351,9 +401,11 @@ class Stream:
         self._free()
 
     def _free(self) -> None:
-        # Somebody is reading: they come here when they leave. A task that awaits
+        # Somebody is reading or making the table: they come here when they leave. A task that awaits
         # is not inside anything that is freed, but its loop watches the descriptor.
-        if self._reading.locked() or self._awaiting is not None or self._final is not None:
+        if self._reading.locked() or self._tracking.locked():
+            return
+        if self._awaiting is not None or self._final is not None:
             return
         with self._reading:
             if self._final is None:

@@ -257,17 +257,27 @@ class ExecTracer(Generic[E_co]):
             NotSupportedError: The kernel lacks something that is needed.
             BccNotFoundError, CompileError: No shipped image fits the source, and BCC has to compile it.
             LoadError, AttachError: The kernel refused.
+
+        Where it fails, nothing is left attached or open, and it can be called again.
         """
         if self._stream is not None or self._closed:
             raise StateError("a tracer starts once: make another one")
         source = self._open_source()
         try:
-            self._stream = Stream(source, self._latency)
+            stream = Stream(source, self._latency)
         except BaseException:
             source.close()
             raise
-        if self._processes is not None:
-            self._stream.track(self._processes)
+        try:
+            self._stream = stream
+            if self._closed:  # in another thread, meanwhile
+                raise StateError("the tracer is closed")
+            if self._processes is not None:
+                stream.track(self._processes)
+        except BaseException:
+            stream.close()
+            self._stream = None
+            raise
 
     def stop(self) -> None:
         """Let nothing more in; the consumer gets what is buffered, then iteration ends.
@@ -373,8 +383,10 @@ class ExecTracer(Generic[E_co]):
 
         Level-triggered: readable while ``read(timeout=0)`` would return something, or
         nothing will come any more. Where a filter has ``paths`` or ``args`` it may
-        also be readable for events that they leave out, and a perf buffer makes it so at
-        every tick of its timer (``latency``). It is the tracer's: don't close it.
+        also be readable for events that they leave out; once :attr:`processes` is in use,
+        for every fork, exec and exit of the machine; and a perf buffer makes it so at every
+        tick of its timer (``latency``). Then ``read(timeout=0)`` returns ``[]``. It is the
+        tracer's: don't close it.
         """
         return self._use().fileno()
 
@@ -494,26 +506,40 @@ class ExecTracer(Generic[E_co]):
         """The processes of the machine, as of the event that was handed over last.
 
         From the first use on, in a tracer that is started, every fork, exec and exit is
-        followed, whatever the filter, and what runs already is taken from /proc. What is
-        only for the table counts as filtered, or, if its kind was not asked for, not at all.
+        followed, whatever the filter, and what runs already is taken from /proc: some tens of
+        milliseconds, in which another thread may go on reading. What is only for the table
+        counts as filtered, or, if its kind was not asked for, not at all; but it makes
+        :meth:`fileno` readable, and then ``read(timeout=0)`` may return ``[]``.
+
+        Of the processes that have ended at most 4096 are kept, for at most five minutes: change
+        that by ``tracer.processes.keep(dead=..., seconds=...)``.
+
+        Where the first use fails or is interrupted, the next one begins anew. After
+        :meth:`stop` and :meth:`close` a table that was in use can still be asked: it follows
+        what is handed over after the stop, and stays as it is after the close.
 
         Raises:
-            StateError: The tracer is closed, or another thread is reading from it at the first use.
-            PrivilegeError, LoadError, AttachError: As for :meth:`start`.
+            StateError: At the first use: the tracer is stopped or closed, before or meanwhile.
+                At any: this is a forked child.
+            PrivilegeError, LoadError, AttachError: As for :meth:`start`, at the first use.
         """
+        self._check_not_forked()
         if self._processes is None:
             from execwatch.processes import ProcessTable  # late: half of the programs don't need it
 
             self._check_alive()
-            table = ProcessTable()
-            if self._stream is not None:
-                self._stream.track(table)
-            self._processes = table
+            table, stream = ProcessTable(), self._stream
+            self._processes = table if stream is None else stream.track(table)
         return self._processes
 
     @property
     def users(self) -> Users:
-        """Names of users."""
+        """Names of users; also of a tracer that is not started, or closed.
+
+        Raises:
+            StateError: This is a forked child.
+        """
+        self._check_not_forked()
         if self._users is None:
             from execwatch.users import Users
 
@@ -530,9 +556,12 @@ class ExecTracer(Generic[E_co]):
             raise StateError(FORKED)
         return self._stream.stats()
 
-    def _check_alive(self) -> None:
+    def _check_not_forked(self) -> None:
         if self._stream is not None and self._stream.forked:
             raise StateError(FORKED)
+
+    def _check_alive(self) -> None:
+        self._check_not_forked()
         if self._closed:
             raise StateError("the tracer is closed")
 

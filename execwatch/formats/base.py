@@ -34,7 +34,8 @@ class Writer(abc.ABC):
 
         Raises:
             OSError: The file can't be written.
-            ValueError: An event holds what the format has no place for.
+            ValueError: An event holds what the format has no place for. (A number of more than 64 bits
+                may pass; then its reader refuses it.)
             StateError: The writer is closed, or has failed, or is the parent process's.
         """
         if self._closed or self._failed:

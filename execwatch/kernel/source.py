@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Union
 
 import attrs
 
@@ -73,6 +73,7 @@ class KernelSource:
         self._load_image = load_image
         self._options = options
         self._tracking = False
+        self._detached = False
         self._losses = Losses(as_events=lost)
         self._filter = filter
         self._include = user_part(filter) if filter else None
@@ -88,7 +89,9 @@ class KernelSource:
         kernel_filter = filtering.compile_filter(filter)
         image = load_image(setup.defines(options, bool(kernel_filter.roots)))
         plan = setup.plan(options, kernel_filter, self._clock)
+        #: Never changed in place: other threads count while one attaches more.
         self._programs = dict(plan.programs)
+        self._planned = frozenset(plan.programs.values())
         self._kinds = plan.kinds
         self._config = dict(plan.config)
         self._missed = 0
@@ -128,6 +131,8 @@ class KernelSource:
         except NotSupportedError:
             if target not in kprobe.OPTIONAL:
                 raise
+        if self._detached:  # meanwhile: that had not this one yet
+            self.detach()
 
     def _configure(self, config: Dict[str, int]) -> None:
         bpf.map_update(self._image.maps["config"], struct.pack("<I", 0), wire.pack(wire.CONFIG, config))
@@ -225,20 +230,19 @@ class KernelSource:
 
     # -- The table of processes ---------------------------------------------------
 
-    def track(self) -> Iterator[Process]:
+    def track(self) -> List[Process]:
         """Attach what the table of processes needs; return what /proc shows of processes that run.
 
         No process is missed: what starts or ends from now on is in the history, and /proc is
-        read after that. A process may be in both.
+        read after that. A process may be in both. Where it was interrupted or failed, it can be
+        called again. Others may read meanwhile; nobody may close.
         """
         from execwatch.kernel import procfs  # late: most tracers don't need it
 
-        if not self._tracking:
-            before = procfs.scan(self._clock)
-            self._attach_tracking()
-            for key, process in procfs.scan(self._clock).items():
-                # Its parent may have ended in between.
-                yield before.get(key, process)
+        before = procfs.scan(self._clock)
+        self._attach_tracking()
+        found = procfs.scan(self._clock)
+        return [_with_parent_of(before.get(key), process) for key, process in found.items()]
 
     def _attach_tracking(self) -> None:
         needed = setup.tracking()
@@ -250,8 +254,9 @@ class KernelSource:
         self._tracking = True
         for name in missing:
             kind, target = needed[name]
-            self._programs[name] = kind
             self._link(name, target)
+            # Behind the link: where an interrupt comes between, it is linked twice rather than never.
+            self._programs = {**self._programs, name: kind}
 
     # -- Counting -----------------------------------------------------------------
 
@@ -297,9 +302,10 @@ class KernelSource:
                 extra[name] += totals[name]
             if kind in self._kinds:
                 kinds[kind] = KindCounts(totals["seen"] + missed, totals["filtered"], totals["lost"], missed)
-            else:  # its program only keeps the filter's tree, or the table of processes
+            else:
                 kinds[kind] = KindCounts()
-                extra["tree_full"] += missed
+                # Its program keeps the filter's tree; what the table of processes lacks, that tells itself.
+                extra["tree_full"] += missed if kind in self._planned else 0
         return Counts(kinds, extra["tree_full"], extra["argv_truncated"], extra["argv_unreadable"])
 
     # -- Letting go ---------------------------------------------------------------
@@ -311,6 +317,7 @@ class KernelSource:
 
     def detach(self) -> None:
         """Stop the programs; what is in the buffer stays. From any thread or signal handler, no lock."""
+        self._detached = True
         while True:
             try:
                 link = self._links.pop()
@@ -351,6 +358,13 @@ def _log_undecodable(exc: ValueError) -> None:
     import logging  # only where there is something to say: it costs 8 ms
 
     logging.getLogger("execwatch").error("left out a record: %s", exc)
+
+
+def _with_parent_of(before: Optional[Process], process: Process) -> Process:
+    """Return the process with the parent that it had before: that may have ended in between."""
+    if before is None:
+        return process
+    return attrs.evolve(process, ppid=before.ppid, parent_key=before.parent_key)
 
 
 def _boottime(event: AnyEvent) -> int:

@@ -6,6 +6,7 @@ change was interrupted (Ctrl-C raises in the middle of anything).
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple
 
@@ -18,6 +19,8 @@ class Parent(NamedTuple):
 
     Attributes:
         source: How far it can be trusted: the higher, the more.
+        told_ns: As of when. Of one source the earlier is trusted more: the kernel gives a
+            process another parent once the true one has ended, and never the true one back.
         contradicted: Something of less trust told another.
         ended_ns: When the parent ended, at the latest; None as long as it lives.
     """
@@ -25,6 +28,7 @@ class Parent(NamedTuple):
     pid: Optional[int]
     key: Optional[str]
     source: int
+    told_ns: int = 0
     contradicted: bool = False
     ended_ns: Optional[int] = None
 
@@ -59,7 +63,7 @@ class Entry:
     thread, and an interrupt, find it from before or from after.
     """
 
-    __slots__ = ("container", "end", "key", "parent", "pid", "program", "start_ns", "uid")
+    __slots__ = ("container", "end", "exact", "key", "parent", "pid", "program", "start_ns", "uid")
 
     def __init__(self, key: str, pid: int, parent: Parent, program: Program) -> None:
         self.key = key
@@ -69,6 +73,8 @@ class Entry:
         self.uid: Optional[int] = None
         self.container: Optional[Container] = None
         self.start_ns: Optional[int] = None
+        #: Whether an event told the start: /proc tells it in clock ticks.
+        self.exact = False
         self.end: Optional[End] = None
 
     def process(self) -> Process:
@@ -104,6 +110,51 @@ def _latest(entry: Entry) -> int:
     return entry.end.latest_ns if entry.end is not None else -1
 
 
+def _last(entry: Entry) -> Tuple[bool, int, int]:
+    """Return what is highest of the process that runs, else of the one that ended last."""
+    return entry.end is None, _latest(entry), entry.start_ns or 0
+
+
+class Arguments:
+    """How much memory the arguments take of those processes that have ended.
+
+    Attributes:
+        size: Bytes. What processes share is counted once: who forked and executed nothing has
+            its parent's.
+    """
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._held: Dict[str, Tuple[str, ...]] = {}
+        self._shares: Dict[int, int] = {}
+
+    def hold(self, entry: Entry) -> None:
+        """Count a process's arguments; once, however often it is told."""
+        argv = entry.program.argv
+        if not argv or entry.key in self._held:
+            return
+        self._held[entry.key] = argv
+        shares = self._shares.get(id(argv), 0)
+        self._shares[id(argv)] = shares + 1
+        if not shares:
+            self.size += _size(argv)
+
+    def let_go(self, entry: Entry) -> None:
+        """Count them no more."""
+        argv = self._held.pop(entry.key, None)
+        if argv is None:
+            return
+        shares = self._shares.pop(id(argv)) - 1
+        if shares:
+            self._shares[id(argv)] = shares
+        else:
+            self.size -= _size(argv)
+
+
+def _size(argv: Tuple[str, ...]) -> int:
+    return sys.getsizeof(argv) + sum(map(sys.getsizeof, argv))
+
+
 class Kin:
     """Parents and children, running and ended.
 
@@ -129,6 +180,8 @@ class Kin:
         self._ended: OrderedDict[str, Entry] = OrderedDict()
         #: Those of them that are not needed, in the order in which they came to be so.
         self._spare: OrderedDict[str, None] = OrderedDict()
+        #: Theirs.
+        self._arguments = Arguments()
         self.forgotten_ns = forgotten_ns
         for entry in sorted(entries, key=_latest):  # then each comes behind the others
             self.insert(entry)
@@ -144,6 +197,13 @@ class Kin:
         """Return the children in the order of their start."""
         found = [self.entries.get(child) for child in list(self._children.get(key, ()))]
         return sorted((entry for entry in found if entry is not None), key=by_start)
+
+    def holder(self, pid: int) -> Optional[Entry]:
+        """Return who has this pid, else the one of those that had it that ended last."""
+        entry = self.entries.get(self._holders.get(pid, ""))
+        if entry is not None and entry.end is None:
+            return entry
+        return max((e for e in list(self.entries.values()) if e.pid == pid), key=_last, default=None)
 
     # -- Changing -------------------------------------------------------------------
 
@@ -171,27 +231,51 @@ class Kin:
         elif entry.key not in self._needed:
             self._lower(entry.parent.key)
         if end.latest_ns <= self.forgotten_ns and entry.key not in self._needed:
-            self._forget(entry)  # it was fed again
+            self.forget(entry)  # it was fed again
         else:
             self._line_up(entry, end)
 
-    def trim(self, dead: int, oldest_ns: float) -> None:
+    def replace(self, older: Entry, younger: Entry) -> None:
+        """Put a process in the place of one with the same key.
+
+        The children of the older stay: of their parent there is only the pid, the key names
+        another now, perhaps one that descends from them.
+        """
+        ended_ns = (younger.start_ns or 0) if older.end is None else _latest(older)
+        for key in list(self._children.get(older.key, ())):
+            child = self.entries[key]
+            self.set_parent(child, child.parent._replace(key=None, ended_ns=ended_ns))
+        self.forget(older)
+        self.insert(younger)
+
+    def forget(self, entry: Entry) -> None:
+        """Take a process out. Its children stay, and its key is their parent's all the same."""
+        del self.entries[entry.key]
+        if self._holders.get(entry.pid) == entry.key:
+            del self._holders[entry.pid]
+        self._unlink(entry)
+        self._ended.pop(entry.key, None)
+        self._spare.pop(entry.key, None)
+        self._arguments.let_go(entry)
+
+    def trim(self, dead: int, oldest_ns: float, arguments: float) -> None:
         """Forget processes that have ended.
 
         Args:
             dead: So many are kept.
             oldest_ns: None that ended before is kept.
+            arguments: No more are kept than those whose arguments take so many bytes.
         """
         ended = self._ended
         while ended:
             entry = next(iter(ended.values()))
             if _latest(entry) >= oldest_ns:
                 break
-            self._forget(entry)
-        while len(ended) > dead:
+            self.forget(entry)
+        while len(ended) > dead or self._arguments.size > arguments:
             entry = ended[next(iter(self._spare or ended))]
             self.forgotten_ns = max(self.forgotten_ns, _latest(entry))
-            self._forget(entry)
+            self.forget(entry)
 
     def _take_pid(self, entry: Entry) -> None:
         """See that of those with one pid only the youngest is alive."""
@@ -222,14 +306,7 @@ class Kin:
             later.append(ended.popitem())
         ended[entry.key] = entry
         ended.update(reversed(later))
-
-    def _forget(self, entry: Entry) -> None:
-        del self.entries[entry.key]
-        if self._holders.get(entry.pid) == entry.key:
-            del self._holders[entry.pid]
-        self._unlink(entry)
-        self._ended.pop(entry.key, None)
-        self._spare.pop(entry.key, None)
+        self._arguments.hold(entry)
 
     # -- Who is needed: by those that are alive ---------------------------------------
 

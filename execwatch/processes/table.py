@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import enum
 from typing import Callable, Dict, Iterable, Iterator, List, Optional, Set, Tuple, Union
+
+from typing_extensions import Final
 
 from execwatch.events import Event, ExecEvent, ExitEvent, ForkEvent, LostEvents
 from execwatch.processes.kin import End, Entry, Kin, Parent, Program, by_start
@@ -10,9 +13,21 @@ from execwatch.processes.values import Process, ProcessTree
 
 _ProcessEvent = Union[ExecEvent, ForkEvent, ExitEvent]
 
-#: Who tells a process's parent, from the least trusted. An exec or exit tells the one
-#: of that moment, perhaps not the first. No parent at all: nobody told.
-_NOBODY, _OWN_EVENT, _SNAPSHOT, _FORK = range(4)
+#: Who tells a process's parent, from the least trusted. An exec, an exit and /proc tell the
+#: one of that moment, perhaps not the first. No parent at all: nobody told.
+_NOBODY, _MOMENT, _FORK = range(3)
+
+#: Bytes of memory that the arguments of those that have ended take at most.
+_ARGUMENTS = 64 << 20
+
+
+class _All(enum.Enum):
+    """A default that nobody passes by mistake, as a ``parent_key`` that is None."""
+
+    ALL = "all processes"
+
+
+_ALL: Final = _All.ALL
 
 
 class ProcessTable:
@@ -27,18 +42,26 @@ class ProcessTable:
     from before or after an event, two of them may be from before and after the same event.
 
     Processes that run are all kept: fed with all forks and exits, these are as many as the
-    machine has. Of those that have ended at most ``dead`` are; where there is no room for
+    machine has. Of those that have ended at most ``dead`` are, and no more than those whose
+    arguments take 64 MiB of memory, unless ``seconds`` is infinite; where there is no room for
     more, the ancestors of running ones stay longer than the others.
+
+    Two processes that had one pid within one clock tick (10 ms) have the same key: the younger
+    takes the place of the older, and what the older forked has no ``parent_key`` any more.
 
     Args:
         dead: How many that have ended are kept at most.
-        seconds: For how long after their end they are kept at most, by the time of the newest event.
+        seconds: For how long after their end they are kept at most, by the time of the newest
+            event; ``float("inf")``: for ever, however much memory their arguments take.
 
     Raises:
         TypeError, ValueError: An argument is not what is said.
     """
 
     def __init__(self, dead: int = 4096, seconds: float = 300.0) -> None:
+        for name, value in (("dead", dead), ("seconds", seconds)):
+            if value is None:
+                raise TypeError(f"{name}: expected a number (0 and up), got None")
         self._dead, self._age_ns = 0, 0.0
         self.keep(dead=dead, seconds=seconds)
         self._now_ns = 0
@@ -54,7 +77,8 @@ class ProcessTable:
 
         Args:
             dead: At most so many, 0 and up; None: as before.
-            seconds: At most so long after their end, 0 and up; None: as before.
+            seconds: At most so long after their end, 0 and up; infinite: however much memory
+                their arguments take; None: as before.
 
         Raises:
             TypeError, ValueError: An argument is not what is said.
@@ -76,7 +100,9 @@ class ProcessTable:
     def lost(self) -> int:
         """How many execs, forks and exits were told to be lost: if not 0, the table may have holes.
 
-        What was lost with nobody to tell (``ExecTracer(lost=False)``) is not in it.
+        With a tracer of the kernel: since the table is in use, whether gaps are events
+        (``ExecTracer(lost=True)``) or not. With a recording: what its own gaps tell, so none
+        where it was made without them.
         """
         return sum(count for _, count in list(self._gaps.values()))
 
@@ -84,26 +110,53 @@ class ProcessTable:
         return len(self._kin.entries)
 
     def __contains__(self, key: object) -> bool:
-        return key in self._kin.entries
+        return _checked(key) in self._kin.entries
 
     def __iter__(self) -> Iterator[Process]:
         """Iterate over the processes of this moment."""
         return iter([entry.process() for entry in list(self._kin.entries.values())])
 
     def get(self, key: str) -> Optional[Process]:
-        """Return the process; None where it is unknown, or forgotten."""
-        entry = self._kin.entries.get(key)
+        """Return the process; None where it is unknown, or forgotten.
+
+        Of two with the same key, that is, with one pid within a clock tick, it is the younger.
+
+        Raises:
+            TypeError: ``key`` is no str, see :meth:`by_pid`.
+        """
+        entry = self._kin.entries.get(_checked(key))
+        return None if entry is None else entry.process()
+
+    def by_pid(self, pid: int) -> Optional[Process]:
+        """Return the process that has this pid, else the one of those that had it that ended last.
+
+        None where there is none in the table.
+
+        Raises:
+            TypeError: ``pid`` is no int.
+        """
+        if isinstance(pid, bool) or not isinstance(pid, int):
+            raise TypeError(f"pid: expected a process id, an int, got {pid!r}")
+        entry = self._kin.holder(pid)
         return None if entry is None else entry.process()
 
     def parent(self, key: str) -> Optional[Process]:
-        """Return the true parent; None where it, or the process itself, is not in the table."""
-        entry = self._kin.parent(self._kin.entries.get(key))
+        """Return the true parent; None where it, or the process itself, is not in the table.
+
+        Raises:
+            TypeError: ``key`` is no str.
+        """
+        entry = self._kin.parent(self._kin.entries.get(_checked(key)))
         return None if entry is None else entry.process()
 
     def ancestors(self, key: str) -> Tuple[Process, ...]:
-        """Return the true parent, its parent and so on, as far as they are in the table."""
+        """Return the true parent, its parent and so on, as far as they are in the table.
+
+        Raises:
+            TypeError: ``key`` is no str.
+        """
         found: Dict[str, Entry] = {}
-        entry = self._kin.parent(self._kin.entries.get(key))
+        entry = self._kin.parent(self._kin.entries.get(_checked(key)))
         # A circle: no kernel's, but a file can tell of one.
         while entry is not None and entry.key not in found and entry.key != key:
             found[entry.key] = entry
@@ -111,17 +164,26 @@ class ProcessTable:
         return tuple(entry.process() for entry in found.values())
 
     def children(self, key: str) -> Tuple[Process, ...]:
-        """Return those that the process forked, in the order of their start."""
-        return tuple(entry.process() for entry in self._kin.children(key))
+        """Return those that the process forked, in the order of their start.
 
-    def tree(self, key: Optional[str] = None) -> ProcessTree:
+        Raises:
+            TypeError: ``key`` is no str.
+        """
+        return tuple(entry.process() for entry in self._kin.children(_checked(key)))
+
+    def tree(self, key: Union[str, _All] = _ALL) -> ProcessTree:
         """Return the process and its descendants; nothing where it is not in the table.
 
         Args:
-            key: Of the process; None: all processes, below those whose parents are not in the table.
+            key: Of the process; left out: all processes, below those whose parents are not in
+                the table.
+
+        Raises:
+            TypeError: ``key`` is no str. None, as events tell it of a parent that is not known,
+                is none.
         """
-        if key is not None:
-            entry = self._kin.entries.get(key)
+        if key is not _ALL:
+            entry = self._kin.entries.get(_checked(key))
             return _tree([entry] if entry else [], self._kin.children)
         entries = sorted(list(self._kin.entries.values()), key=by_start)
         known = {entry.key for entry in entries}
@@ -136,7 +198,13 @@ class ProcessTable:
     # -- Feeding --------------------------------------------------------------------
 
     def feed(self, event: Event) -> None:
-        """Take in an event of any kind."""
+        """Take in an event of any kind.
+
+        Raises:
+            TypeError: It is no event.
+        """
+        if not isinstance(event, Event):
+            raise TypeError(f"event: expected an event, got {event!r}")
         self._begin()
         self._now_ns = max(self._now_ns, event.boottime_ns)
         if isinstance(event, (ExecEvent, ForkEvent, ExitEvent)):
@@ -145,21 +213,33 @@ class ProcessTable:
             self._count(event)
         self._done()
 
-    def add(self, process: Process) -> None:
+    def add(self, process: Process, time_ns: Optional[int] = None) -> None:
         """Take in a process that was found elsewhere, in /proc. What events told stays.
 
+        Args:
+            process: It.
+            time_ns: When it was found so, by CLOCK_BOOTTIME: the parent that an event told
+                before is trusted more than this one, what came later less. None: before all events.
+
         Raises:
-            TypeError: It is no :class:`Process`.
+            TypeError: An argument is not what is said.
         """
         if not isinstance(process, Process):
             raise TypeError(f"process: expected a Process, got {process!r}")
+        if time_ns is not None and (isinstance(time_ns, bool) or not isinstance(time_ns, int)):
+            raise TypeError(f"time_ns: expected nanoseconds, an int, or None, got {time_ns!r}")
+        parent = _parent(process.ppid, process.parent_key, _MOMENT, -1 if time_ns is None else time_ns)
         self._begin()
         entry = self._kin.entries.get(process.key)
         if entry is None:
-            self._kin.insert(self._from_process(process))
+            self._kin.insert(self._from_process(process, parent))
         else:
-            self._complete(entry, process)
+            self._complete(entry, process, parent)
         self._done()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._kin, self._gaps = Kin(), {}
 
     def _begin(self) -> None:
         if not self._whole:
@@ -167,7 +247,8 @@ class ProcessTable:
         self._whole = False
 
     def _done(self) -> None:
-        self._kin.trim(self._dead, self._now_ns - self._age_ns)
+        arguments = _ARGUMENTS if self._age_ns < float("inf") else self._age_ns
+        self._kin.trim(self._dead, self._now_ns - self._age_ns, arguments)
         self._whole = True
 
     def _count(self, event: LostEvents) -> None:
@@ -180,48 +261,50 @@ class ProcessTable:
     def _take(self, event: _ProcessEvent) -> None:
         kin = self._kin
         entry = kin.entries.get(event.process_key)
-        if entry is None:
-            entry = self._from_event(event)
-            kin.insert(entry)
+        order = 0 if entry is None else _order(entry, event)
+        if order < 0:
+            return
+        if entry is None or order > 0:
+            older, entry = entry, self._from_event(event)
+            if older is None:
+                kin.insert(entry)
+            else:
+                kin.replace(older, entry)
         else:
-            source = _FORK if isinstance(event, ForkEvent) else _OWN_EVENT
-            self._hear_parent(entry, event.ppid, event.parent_key, source)
+            self._hear_parent(entry, _parent_of(event))
             if event.start_boottime_ns is not None:
-                entry.start_ns = event.start_boottime_ns
+                entry.start_ns, entry.exact = event.start_boottime_ns, True
         if isinstance(event, ExecEvent):
             _execute(entry, event)
         # Not there: it was fed again, its pid has been taken since, and it is forgotten.
         elif isinstance(event, ExitEvent) and entry.key in kin.entries:
             self._exit(entry, event)
 
-    def _hear_parent(self, entry: Entry, pid: Optional[int], key: Optional[str], source: int) -> None:
+    def _hear_parent(self, entry: Entry, told: Parent) -> None:
         known = entry.parent
-        if key is None:
+        if told.key is None:
             return
-        if source > known.source:
-            contradicted = known.contradicted or known.key not in (None, key)
-            self._kin.set_parent(entry, Parent(pid, key, source, contradicted))
-        elif key != known.key and not known.contradicted:
+        if (told.source, -told.told_ns) > (known.source, -known.told_ns):
+            contradicted = known.contradicted or known.key not in (None, told.key)
+            self._kin.set_parent(entry, told._replace(contradicted=contradicted))
+        elif known.key not in (None, told.key) and not known.contradicted:
             entry.parent = known._replace(contradicted=True)
 
     def _from_event(self, event: _ProcessEvent) -> Entry:
         program, container = Program(event.comm), event.container
-        source = _OWN_EVENT
         if isinstance(event, ForkEvent):
-            source = _FORK
             parent = self._kin.entries.get(event.parent_key) if event.parent_key else None
             if parent is not None and (parent.program.since_ns or 0) <= event.boottime_ns:
                 program = Program(event.comm, parent.program.argv, parent.program.exe)
                 container = container if _tells_container(event) else parent.container
-        entry = Entry(event.process_key, event.pid, _parent(event.ppid, event.parent_key, source), program)
+        entry = Entry(event.process_key, event.pid, _parent_of(event), program)
         entry.uid = event.uid
         entry.container = container
-        entry.start_ns = event.start_boottime_ns
+        entry.start_ns, entry.exact = event.start_boottime_ns, event.start_boottime_ns is not None
         return entry
 
-    def _from_process(self, process: Process) -> Entry:
+    def _from_process(self, process: Process, parent: Parent) -> Entry:
         program = Program(process.comm, process.argv, process.exe, process.exec_boottime_ns)
-        parent = _parent(process.ppid, process.parent_key, _SNAPSHOT)
         entry = Entry(process.key, process.pid, parent, program)
         entry.uid = process.uid
         entry.container = process.container
@@ -242,9 +325,9 @@ class ProcessTable:
             time_ns = event.boottime_ns
             self._kin.end(entry, End(time_ns, time_ns, event.exit_code, event.signal))
 
-    def _complete(self, entry: Entry, process: Process) -> None:
+    def _complete(self, entry: Entry, process: Process, parent: Parent) -> None:
         """Add what no event told."""
-        self._hear_parent(entry, process.ppid, process.parent_key, _SNAPSHOT)
+        self._hear_parent(entry, parent)
         program = entry.program
         if program.since_ns is None and entry.end is None:
             entry.program = Program(program.comm, program.argv or process.argv, program.exe or process.exe)
@@ -258,8 +341,29 @@ def _tells_container(event: _ProcessEvent) -> bool:
     return event.container is not None or event.cgroup_path is not None
 
 
-def _parent(pid: Optional[int], key: Optional[str], source: int) -> Parent:
-    return Parent(pid, key, _NOBODY if key is None else source)
+def _parent(pid: Optional[int], key: Optional[str], source: int, told_ns: int) -> Parent:
+    return Parent(pid, key, _NOBODY if key is None else source, told_ns)
+
+
+def _parent_of(event: _ProcessEvent) -> Parent:
+    source = _FORK if isinstance(event, ForkEvent) else _MOMENT
+    return _parent(event.ppid, event.parent_key, source, event.boottime_ns)
+
+
+def _order(entry: Entry, event: _ProcessEvent) -> int:
+    """Return 0 for an event of this process; -1 and 1 for one before and after it with the same key."""
+    start_ns = event.start_boottime_ns
+    if entry.exact and start_ns is not None and entry.start_ns is not None and entry.start_ns != start_ns:
+        return 1 if start_ns > entry.start_ns else -1
+    if isinstance(event, ForkEvent) and entry.end is not None and entry.end.seen_ns is not None:
+        return int(event.boottime_ns > entry.end.seen_ns)
+    return 0
+
+
+def _checked(key: object) -> str:
+    if not isinstance(key, str):
+        raise TypeError(f"key: expected a str, as process_key and parent_key of events, got {key!r}")
+    return key
 
 
 def _execute(entry: Entry, event: ExecEvent) -> None:

@@ -21,7 +21,8 @@ class Process:
     """A process as far as it is known. It never changes: ask the table again for what came later.
 
     Attributes:
-        key: Names it for good, as ``process_key`` of its events does.
+        key: Names it for good, as ``process_key`` of its events does. (Only another process with
+            this pid that started within the same clock tick, 10 ms, has the same one.)
         pid: Process id, in the tracer's pid namespace.
         ppid: That of its true parent, the process that forked it, also when the kernel
             has since given it another. (What clone(2) makes with CLONE_PARENT is a
@@ -34,7 +35,8 @@ class Process:
         exe: Path of its program's file, likewise; known where events captured ``exe``, and
             from /proc.
         uid: Real user id when it executed, else when it was forked.
-        container: The container it runs in; None on the host, or where events didn't capture it.
+        container: The container it runs in, as events or /proc told; None on the host, or where
+            neither did. From /proc its ``injected`` is not known.
         start_boottime_ns: When it was forked; in steps of a clock tick where only
             /proc told it.
         exec_boottime_ns: When its program started; None where that was not seen.

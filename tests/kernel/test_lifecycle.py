@@ -16,7 +16,9 @@ from typing import Callable
 
 import pytest
 
-from execwatch import ExecTracer, Filter, StateError
+from execwatch import ExecTracer, Filter, StateError, wire
+from execwatch.kernel import procfs
+from execwatch.processes import Process
 
 from .conftest import COUNT, open_files
 from .test_exec import execute, mine
@@ -279,6 +281,81 @@ def test_what_was_not_read_is_lost_as_closed(programs: Programs) -> None:
     assert stats.delivered == 4
     assert stats.pending == 0
     assert stats.seen == stats.delivered + stats.filtered + stats.lost
+
+
+def bpf_files() -> list[str]:
+    """What this process has open of BPF: programs, maps, links."""
+    return sorted(name for name in open_files().values() if "bpf" in name)
+
+
+@pytest.mark.parametrize("end", ["stop", "close"])
+@pytest.mark.parametrize("at", [1, 2])
+def test_an_end_while_the_table_of_processes_is_made_leaves_nothing(
+    end: str, at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = bpf_files()
+    real, count = procfs.scan, 0
+
+    def scan(clock: wire.Clock) -> dict[str, Process]:
+        nonlocal count
+        count += 1
+        if count == at:
+            # From another thread, so that nothing of it is this one's luck.
+            thread = threading.Thread(target=getattr(tracer, end))
+            thread.start()
+            thread.join()
+        return real(clock)
+
+    monkeypatch.setattr(procfs, "scan", scan)
+    with ExecTracer(Filter(comms={"never"})) as tracer:
+        with pytest.raises(StateError, match="stopped" if end == "stop" else "closed"):
+            _ = tracer.processes
+        if end == "stop":
+            assert not [name for name in bpf_files() if "link" in name or "raw-tracepoint" in name]
+            assert tracer.read() == []
+        else:
+            assert bpf_files() == before
+    assert bpf_files() == before
+
+
+def test_after_the_stop_nothing_is_attached_for_the_table_of_processes() -> None:
+    with ExecTracer(Filter(comms={"never"})) as tracer:
+        tracer.stop()
+        files = bpf_files()
+        with pytest.raises(StateError, match="stopped"):
+            _ = tracer.processes
+        assert bpf_files() == files
+        assert tracer.read() == []
+    with pytest.raises(StateError, match="closed"):
+        _ = tracer.processes
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_a_start_that_fails_behind_the_attaching_leaves_nothing(
+    at: int, monkeypatch: pytest.MonkeyPatch, programs: Programs
+) -> None:
+    before = open_files()
+    tracer = ExecTracer(mine())
+    table = tracer.processes
+    real, count = procfs.scan, 0
+
+    def scan(clock: wire.Clock) -> dict[str, Process]:
+        nonlocal count
+        count += 1
+        if count == at:
+            raise PermissionError("/proc")
+        return real(clock)
+
+    monkeypatch.setattr(procfs, "scan", scan)
+    with pytest.raises(PermissionError), tracer:
+        pass
+    assert open_files() == before
+    assert (tracer.closed, len(table)) == (False, 0)
+    nothing = programs("nothing").encode()
+    with tracer:
+        execute([nothing])
+        (event,) = tracer.read(timeout=0)
+        assert event.process_key in table
 
 
 def test_starting_while_another_thread_starts_programs(programs: Callable[[str], str]) -> None:

@@ -216,28 +216,8 @@ def test_left_by_an_error(suffix: str, tmp_path: pathlib.Path) -> None:
     assert read(path) == (HEADER_NOW, events, None, False, 0)
 
 
-@each_format
-@each_json
-@pytest.mark.parametrize(
-    ("event", "message"),
-    [
-        (exec_event(pid=2**64), "64"),
-        (exec_event(pid=-(2**63) - 1), "64"),
-        (exec_event(comm="\ud800"), "surrogates not allowed"),
-        (exec_event(argv=("/bin/x", "\udfff")), "surrogates not allowed"),
-    ],
-)
-def test_what_no_format_has_a_place_for(
-    suffix: str,
-    fast: bool,
-    event: AnyEvent,
-    message: str,
-    tmp_path: pathlib.Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    if not fast:
-        hide(monkeypatch, "msgspec")
-    path = tmp_path / f"x{suffix}"
+def check_refused(path: pathlib.Path, event: AnyEvent, message: str) -> None:
+    """Nothing can be written behind it, and the file isn't complete."""
     events = some_events(3)
     with formats.open_writer(path, HEADER_NOW) as writer:
         writer.write(events)
@@ -246,10 +226,39 @@ def test_what_no_format_has_a_place_for(
         with pytest.raises(StateError, match="failed"):
             writer.write(events)
         writer.close(Stats())
-    if suffix != ".parquet":
+    if path.suffix != ".parquet":
         # With gzip the last second is still in the compressor.
-        left = events if suffix == ".ndjson" else []
+        left = events if path.suffix == ".ndjson" else []
         assert read(path) == (HEADER_NOW, left, None, False, 0)
+
+
+@each_format
+@each_json
+@pytest.mark.parametrize("text", ["\ud800", "x\udfff", "a\udc7f"])
+def test_text_that_stands_for_no_bytes(
+    suffix: str, fast: bool, text: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not fast:
+        hide(monkeypatch, "msgspec")
+    for event in (exec_event(comm=text), exec_event(argv=("/bin/x", text))):
+        check_refused(tmp_path / f"x{suffix}", event, "surrogates not allowed")
+
+
+@each_format
+@pytest.mark.parametrize("number", [2**64, -(2**63) - 1])
+def test_numbers_that_are_too_large(
+    suffix: str, number: int, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hide(monkeypatch, "msgspec")
+    check_refused(tmp_path / f"x{suffix}", exec_event(argc=number), "64")
+
+
+@needs("msgspec")
+@pytest.mark.parametrize("number", [2**64, -(2**63) - 1])
+def test_msgspec_lets_them_pass_and_the_reader_refuses_them(number: int, tmp_path: pathlib.Path) -> None:
+    path = write(tmp_path / "x.ndjson", [exec_event(), exec_event(argc=number)])
+    with pytest.raises(RecordingError, match=f"line 3: .*argc: expected an integer of 64 bits, got {number}"):
+        read(path)
 
 
 _FORK = """

@@ -171,7 +171,8 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 def test_memory_stays_flat(suffix: str, tmp_path: pathlib.Path) -> None:
     """Both ways, however many events: the peak of several times as many is the same."""
     peaks = []
-    for times in (120, 480) if suffix == ".parquet" else (20, 200):
+    for times in (240, 720) if suffix == ".parquet" else (20, 200):
         child = [sys.executable, "-c", _PEAK, str(tmp_path / f"x{suffix}"), str(times)]
         peaks.append(int(subprocess.run(child, stdout=subprocess.PIPE, check=True).stdout) / 1024)
-    assert peaks[1] - peaks[0] < 15
+    # The greater file has 140,000 events more (54,000 in the other formats), of a kilobyte each.
+    assert peaks[1] - peaks[0] < 25

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any, Callable, Dict, List, Optional, Sequence, Set
 
+import attrs
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -48,6 +49,7 @@ def check_accounts(found: ProcessTable) -> None:
     assert kept._needed == anew._needed
     assert _running(kept) == _running(anew)
     assert set(kept._spare) == set(anew._spare)
+    assert kept._arguments.size == anew._arguments.size
     assert [e.end for e in kept._ended.values()] == [e.end for e in anew._ended.values()]
 
 
@@ -261,5 +263,38 @@ def test_what_no_kernel_tells_does_no_harm(events: List[AnyEvent], dead: int) ->
 
 
 def test_the_table_knows_its_sources() -> None:
-    """A fork is trusted most, then /proc, then what others tell of their parents."""
-    assert table._NOBODY < table._OWN_EVENT < table._SNAPSHOT < table._FORK
+    """A fork is trusted most, then what tells the parent of a moment: of these the earliest."""
+    assert table._NOBODY < table._MOMENT < table._FORK
+
+
+def same_key(event: AnyEvent) -> AnyEvent:
+    """The event, of a machine on which all with one pid came within one clock tick."""
+    assert isinstance(event, ProcessEvent)
+    parent_key = f"boot-{event.ppid}" if event.ppid is not None and event.ppid > 1 else INIT.key
+    return attrs.evolve(event, process_key=f"boot-{event.pid}", parent_key=parent_key)
+
+
+@given(plans("exit", "exit", "exec"), st.data())
+def test_of_those_with_the_same_key_the_youngest_is_there_and_whole(plan: Plan, data: st.DataObject) -> None:
+    machine = Machine(plan, pids=2)
+    youngest = {process.pid: process for process in machine.ever.values()}
+    events = [same_key(event) for event in machine.events]
+    until = data.draw(st.integers(0, len(events)), "interrupted after")
+    for fed in (events, [*events[:until], *events]):
+        found = table_of(fed)
+        assert {process.pid for process in found} == set(youngest)
+        for process in found:
+            true = youngest[process.pid]
+            for name in ("start_boottime_ns", "exec_boottime_ns", "exit_boottime_ns", "exit_code", "signal"):
+                assert getattr(process, name) == getattr(true, name), name
+            assert (process.comm, process.ended) == (true.comm, true.ended)
+            assert process.duration_ns is None or process.duration_ns >= 0
+            parent = found.parent(process.key)
+            true_parent = machine.ever.get(true.parent_key or "")
+            if parent is not None and true_parent is not None:
+                assert parent.start_boottime_ns == true_parent.start_boottime_ns
+            else:
+                assert process.parent_key is None
+            assert process.ppid == true.ppid
+            assert process.reparented == true.reparented
+        check_accounts(found)

@@ -229,6 +229,32 @@ def test_a_fork_is_believed_before_a_snapshot_and_this_before_an_exec() -> None:
     assert [len(table.children(f"p{parent}")) for parent in (1, 2, 3)] == [0, 0, 1]
 
 
+@pytest.mark.parametrize("first", ["event", "snapshot"])
+@pytest.mark.parametrize(("executed", "parent"), [(3, "p5"), (4, "p1"), (5, "p1")])
+def test_of_two_parents_the_one_of_the_earlier_moment_is_the_true_one(
+    first: str, executed: int, parent: str
+) -> None:
+    table = ProcessTable()
+    snapshot = Process(key="p9", pid=9, ppid=1, parent_key="p1", comm="x")
+    if first == "snapshot":
+        table.add(snapshot, 4 * SECOND)
+    table.feed(exec_event(**who(9, 5, boottime_ns=executed * SECOND)))
+    if first == "event":
+        table.add(snapshot, 4 * SECOND - (executed == 4))
+    process = get(table, 9)
+    assert (process.parent_key, process.reparented) == (parent, True)
+    assert process.ppid == int(parent[1:])
+    assert [child.pid for child in table.children(parent)] == [9]
+    table.feed(fork_event(**who(9, 7)))
+    assert get(table, 9).parent_key == "p7"
+
+
+def test_when_a_process_was_found_is_checked() -> None:
+    for time in (1.0, "1", True):
+        with pytest.raises(TypeError, match="time_ns: expected nanoseconds"):
+            ProcessTable().add(Process(key="k", pid=1, comm="x"), time)  # type: ignore[arg-type]
+
+
 def test_a_snapshot_adds_what_no_event_told() -> None:
     table = family((9, None))
     snapshot = Process(key="p9", pid=9, ppid=2, parent_key="p2", comm="y", argv=("y",), exe="/y", uid=5)
@@ -284,6 +310,117 @@ def test_what_is_not_there_has_nothing() -> None:
     assert [process.pid for process in table.children("p1")] == [2], "the children are there"
 
 
+#: What is no key: a pid, a parent that is not known, bytes.
+NO_KEYS = [1234, None, b"p1", ("p1",), [], object(), Process(key="p1", pid=1, comm="x")]
+
+
+@pytest.mark.parametrize("look_up", ["get", "parent", "ancestors", "children", "tree", "__contains__"])
+@pytest.mark.parametrize("key", NO_KEYS, ids=repr)
+def test_what_is_no_key_is_refused(look_up: str, key: Any) -> None:
+    for table in (ProcessTable(), family((2, 1))):
+        with pytest.raises(TypeError, match=r"^key: expected a str, as process_key .* got"):
+            getattr(table, look_up)(key)
+
+
+def test_a_process_is_found_by_its_pid() -> None:
+    table = ProcessTable(dead=2)
+    assert table.by_pid(2) is None
+    for number, start in enumerate((10, 20, 30)):
+        table.feed(fork_event(**who(2, 1, process_key=f"life{number}", start_boottime_ns=start * SECOND)))
+        found = table.by_pid(2)
+        assert found is not None
+        assert (found.key, found.alive) == (f"life{number}", True)
+        table.feed(fork_event(**who(3, 2, parent_key=f"life{number}", process_key=f"child{number}")))
+        end = {"process_key": f"life{number}", "start_boottime_ns": start * SECOND}
+        table.feed(ended(2, 1, at=start + 1, **end))
+        found = table.by_pid(2)
+        assert found is not None
+        assert (found.key, found.exit_boottime_ns) == (f"life{number}", (start + 1) * SECOND)
+    assert table.by_pid(4) is table.by_pid(-1) is None
+
+
+def test_the_older_of_a_pid_is_found_where_the_younger_is_forgotten() -> None:
+    table = ProcessTable(dead=1)
+    table.feed(fork_event(**who(2, 1, process_key="old", start_boottime_ns=SECOND)))
+    table.feed(fork_event(**who(7, 2, parent_key="old")))
+    table.feed(ended(2, 1, at=3, process_key="old", start_boottime_ns=SECOND))
+    table.feed(fork_event(**who(2, 1, process_key="new", start_boottime_ns=4 * SECOND)))
+    table.feed(ended(2, 1, at=5, process_key="new", start_boottime_ns=4 * SECOND))
+    assert "new" not in table
+    found = table.by_pid(2)
+    assert found is not None
+    assert found.key == "old"
+
+
+@pytest.mark.parametrize("pid", ["1", None, 1.0, True, b"1"])
+def test_what_is_no_pid_is_refused(pid: Any) -> None:
+    with pytest.raises(TypeError, match="^pid: expected a process id, an int, got"):
+        family((1, None)).by_pid(pid)
+
+
+@pytest.mark.parametrize("event", ["x", None, 1, Process(key="k", pid=1, comm="x")], ids=repr)
+def test_only_events_are_fed(event: Any) -> None:
+    table = family((2, 1))
+    with pytest.raises(TypeError, match="^event: expected an event, got"):
+        table.feed(event)
+    assert len(table) == 1
+
+
+def test_a_cleared_table_is_as_new() -> None:
+    table = family((2, 1), (3, 2))
+    table.feed(lost_events(of="exec"))
+    table.clear()
+    assert len(table) == table.lost == len(table.tree()) == len(table.children("p2")) == 0
+
+
+# -- Two processes with the same key ---------------------------------------------------------------
+
+
+def test_a_pid_that_comes_again_within_a_tick_is_the_younger_process() -> None:
+    table = family((1, None))
+    first = {"start_boottime_ns": 100, "process_key": "same"}
+    second = {"start_boottime_ns": 900, "process_key": "same"}
+    events = [
+        fork_event(**who(2, 1, boottime_ns=100, **first)),
+        exec_event(**who(2, 1, boottime_ns=200, argv=("old",), **first)),
+        exit_event(**who(2, 1, boottime_ns=300, exit_code=7, exec_boottime_ns=None, **first)),
+        fork_event(**who(2, 1, boottime_ns=900, **second)),
+    ]
+    # Fed again from the beginning, as after an interrupt, too.
+    for event in [*events, *events]:
+        table.feed(event)
+    process = table.get("same")
+    assert process is not None
+    assert (process.alive, process.argv, process.start_boottime_ns) == (True, None, 900)
+    assert (process.exit_code, process.exit_boottime_ns, process.duration_ns) == (None, None, None)
+    table.feed(exit_event(**who(2, 1, boottime_ns=950, exit_code=0, exec_boottime_ns=None, **second)))
+    process = table.get("same")
+    assert process is not None
+    assert (process.exit_code, process.duration_ns) == (0, 50)
+    assert [child.key for child in table.children("p1")] == ["same"]
+
+
+@pytest.mark.parametrize("told", ["exec", "exit"])
+def test_the_younger_replaces_the_older_though_its_fork_was_lost(told: str) -> None:
+    table = ProcessTable()
+    table.feed(exec_event(**who(2, 1, start_boottime_ns=100, boottime_ns=200, argv=("old",))))
+    make = {"exec": exec_event, "exit": exit_event}[told]
+    table.feed(make(**who(2, 1, start_boottime_ns=900, boottime_ns=950, comm="new")))
+    process = get(table, 2)
+    assert (process.comm, process.start_boottime_ns) == ("new", 900)
+    assert process.argv != ("old",)
+
+
+def test_a_fork_behind_the_end_is_another_process_though_the_first_start_is_in_ticks() -> None:
+    table = ProcessTable()
+    first = Process(key="p2", pid=2, comm="x", ended=True, exit_boottime_ns=300, start_boottime_ns=0)
+    table.add(first)
+    table.feed(fork_event(**who(2, 1, start_boottime_ns=None, boottime_ns=300)))
+    assert get(table, 2).ended
+    table.feed(fork_event(**who(2, 1, start_boottime_ns=None, boottime_ns=301)))
+    assert get(table, 2).alive
+
+
 def test_parents_in_a_circle_come_to_an_end() -> None:
     table = family((1, 3), (2, 1), (3, 2), (4, 4))
     assert [process.pid for process in table.ancestors("p1")] == [3, 2]
@@ -307,6 +444,7 @@ def test_losses_are_counted_once() -> None:
     ("limits", "error"),
     [
         ({"dead": -1}, ValueError),
+        ({"dead": -(10**30)}, ValueError),
         ({"dead": 1.0}, TypeError),
         ({"dead": True}, TypeError),
         ({"dead": "1"}, TypeError),
@@ -322,6 +460,58 @@ def test_limits_are_checked(limits: Dict[str, Any], error: type) -> None:
         ProcessTable(**limits)
     with pytest.raises(error, match=rf"^{name}: expected"):
         ProcessTable().keep(**limits)
+
+
+@pytest.mark.parametrize("name", ["dead", "seconds"])
+def test_a_table_has_limits(name: str) -> None:
+    with pytest.raises(TypeError, match=rf"^{name}: expected .* got None"):
+        ProcessTable(**{name: None})
+    ProcessTable().keep(**{name: None})  # as before
+
+
+#: As arguments of 16 KiB, of which each is a value of its own, are in memory.
+def long_argv(number: int) -> Any:
+    return tuple(f"{number}:{word:x}" for word in range(3000))
+
+
+def held_bytes(table: ProcessTable) -> int:
+    """Memory of the arguments in a table, those that are shared counted once."""
+    argvs = {id(process.argv): process.argv for process in table if process.argv}
+    return sum(sys.getsizeof(argv) + sum(map(sys.getsizeof, argv)) for argv in argvs.values())
+
+
+def test_the_arguments_of_the_ended_take_no_more_memory_than_is_said() -> None:
+    table = ProcessTable(seconds=10_000)
+    for pid in range(2, 600):
+        table.feed(exec_event(**who(pid, 1, argv=long_argv(pid))))
+        table.feed(ended(pid, 1, at=pid))
+        if pid % 100 == 0:
+            assert held_bytes(table) <= 64 << 20
+    assert 60 << 20 < held_bytes(table) <= 64 << 20, "no fewer than there is room for"
+    assert {process.pid for process in table} == set(range(600 - len(table), 600)), "the latest"
+    assert all(process.argv == long_argv(process.pid) for process in table), "whole"
+    table.keep(dead=0)
+    table.feed(lost_events())
+    assert table._kin._arguments.size == 0
+
+
+def test_arguments_that_many_share_take_their_memory_once() -> None:
+    table = ProcessTable(seconds=10_000)
+    table.feed(exec_event(**who(1, argv=long_argv(1))))
+    for pid in range(2, 1500):
+        table.feed(fork_event(**who(pid, 1)))
+        table.feed(ended(pid, 1, at=pid))
+    assert len(table) == 1499
+    assert all(process.argv == long_argv(1) for process in table)
+
+
+def test_a_table_that_keeps_for_ever_keeps_all_arguments() -> None:
+    table = ProcessTable(dead=600, seconds=float("inf"))
+    for pid in range(2, 600):
+        table.feed(exec_event(**who(pid, 1, argv=long_argv(pid))))
+        table.feed(ended(pid, 1, at=pid))
+    assert len(table) == 598
+    assert held_bytes(table) > 64 << 20
 
 
 def test_limits_can_be_changed() -> None:

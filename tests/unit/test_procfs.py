@@ -14,7 +14,7 @@ from typing import Any, Dict, Iterator, List, Sequence, Union
 
 import pytest
 
-from execwatch import wire
+from execwatch import Container, wire
 from execwatch.kernel import procfs
 from execwatch.processes import Process, ProcessTable
 
@@ -172,6 +172,87 @@ def test_the_path_of_a_program(tmp_path: pathlib.Path, name: str, removed: bool)
         assert by_pid()[pid].exe == str(path)
 
 
+@pytest.mark.parametrize("name", ["plain", "x (deleted)"])
+def test_the_path_of_a_program_whose_file_has_another_name_left(tmp_path: pathlib.Path, name: str) -> None:
+    path = tmp_path / name
+    shutil.copy(CAT, path)
+    os.link(path, tmp_path / "other")
+    with waiting(["cat"], executable=str(path)) as pid:
+        assert by_pid()[pid].exe == str(path)
+        path.unlink()
+        assert os.readlink(f"/proc/{pid}/exe") == f"{path} (deleted)"
+        assert by_pid()[pid].exe == str(path)
+        shutil.copy(CAT, f"{path} (deleted)")
+        assert by_pid()[pid].exe == str(path), "that is another file"
+
+
+def test_the_path_of_a_program_that_only_its_mount_namespace_has(tmp_path: pathlib.Path) -> None:
+    if os.getuid() != 0:
+        pytest.skip("needs root, to mount")
+    shutil.copy(CAT, tmp_path / "cat")
+    script = (
+        'mount -t tmpfs tmpfs "$1/m" && cp "$1/cat" "$1/m/x (deleted)" && echo && exec "$1/m/x (deleted)"'
+    )
+    (tmp_path / "m").mkdir()
+    command = ["unshare", "-m", "sh", "-c", script, "sh", str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stdin
+        assert process.stdout.readline() == b"\n"
+        # What it writes back has come through the program itself.
+        process.stdin.write(b"up\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == b"up\n"
+        assert by_pid()[process.pid].exe == str(tmp_path / "m" / "x (deleted)")
+        process.stdin.close()
+
+
+ID = "9e02dfdeb94f" + "0" * 52
+
+
+@pytest.mark.parametrize(
+    ("text", "container"),
+    [
+        (f"0::/system.slice/docker-{ID}.scope\n", Container(id=ID, runtime="docker")),
+        (f"8:pids:/\n4:memory:/docker/{ID}\n0::/\n", Container(id=ID, runtime="docker")),
+        (f"8:pids:/docker/{ID}\n1:name=systemd:/\n0::/\n", Container(id=ID, runtime="docker")),
+        (f"8:cpu,pids:/docker/{ID}\n", Container(id=ID, runtime="docker")),
+        # Not the hierarchy that events are about.
+        (f"4:memory:/\n8:pids:/docker/{ID}\n0::/docker/{ID}\n", None),
+        (f"0::/docker:{ID}\n", None),
+        ("0::/\n", None),
+        ("", None),
+        # Deeper than events tell.
+        (f"0::{'/x' * 22}/docker-{ID}.scope\n", Container(id=ID, runtime="docker")),
+        (f"0::{'/x' * 23}/docker-{ID}.scope\n", None),
+    ],
+)
+def test_the_container_is_told_by_the_cgroup(text: str, container: Any) -> None:
+    assert procfs._container(text.encode()) == container
+
+
+def test_in_a_cgroup_namespace_containers_are_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(procfs, "_container", lambda data: Container(id=ID))
+    for whole, container in ((True, Container(id=ID)), (False, None)):
+        monkeypatch.setattr(procfs, "_sees_whole_paths", lambda whole=whole: whole)
+        assert by_pid()[os.getpid()].container == container
+
+
+def test_a_cgroup_namespace_is_noticed() -> None:
+    if os.getuid() != 0:
+        pytest.skip("needs root, for a namespace")
+    code = "from execwatch.kernel import procfs; print(procfs._sees_whole_paths())"
+    command = [sys.executable, "-c", code]
+    outside = subprocess.run(command, capture_output=True, text=True, check=True)
+    inside = subprocess.run(["unshare", "--cgroup", *command], capture_output=True, text=True, check=True)
+    assert (outside.stdout, inside.stdout) == ("True\n", "False\n")
+
+
+def test_without_cgroups_processes_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    forbid(monkeypatch, "cgroup", error=FileNotFoundError)
+    assert by_pid()[os.getpid()].container is None
+
+
 def test_the_path_of_a_program_without_a_file() -> None:
     file = os.memfd_create("nowhere")
     try:
@@ -243,13 +324,13 @@ def test_a_parent_that_is_not_there_or_came_later_has_no_key() -> None:
     }
 
 
-def forbid(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+def forbid(monkeypatch: pytest.MonkeyPatch, *names: str, error: type = PermissionError) -> None:
     """Let these files be unreadable, as others' are."""
     real_open, real_readlink = os.open, os.readlink
 
     def check(path: Any) -> None:
         if os.fsdecode(path) in names:
-            raise PermissionError(13, "Permission denied")
+            raise error(13, "Permission denied")
 
     def open_(path: Any, *args: Any, **options: Any) -> int:
         check(path)

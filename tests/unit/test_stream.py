@@ -9,12 +9,13 @@ import signal
 import sys
 import threading
 import time
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, List, Sequence, Set, Type
 
 import pytest
 
 from execwatch import ExecTracer, StateError
 from execwatch.events import ExecEvent
+from execwatch.processes import Process, ProcessTable
 from execwatch.source import Batch
 from execwatch.testing import exec_event
 
@@ -24,6 +25,7 @@ from .scripted import (
     Position,
     ScriptedSource,
     handling,
+    in_child,
     numbered,
     numbers,
     open_files,
@@ -476,6 +478,270 @@ def test_the_source_is_not_closed_by_ctrl_c() -> None:
             raise KeyboardInterrupt
     assert source.closes == 1
     assert tracer.stats().delivered == 1
+
+
+# -- The table of processes -------------------------------------------------------------------
+
+
+class Tracked(ScriptedSource):
+    """One that tells of processes; ``tracking`` is called in the middle of that, at each attempt."""
+
+    def __init__(self, events: Sequence[Any] = (), *, tracking: Callable[[], object] = bool) -> None:
+        super().__init__(events)
+        self.processes = [Process(key=f"p{pid}", pid=pid, comm="x") for pid in range(1, 6)]
+        self.attempts = 0
+        self._tracking = tracking
+        self._history = False
+
+    def track(self) -> List[Process]:
+        self.attempts += 1
+        self._history = True
+        self._tracking()
+        if self.closes:
+            self.misuse.append("closed while it tracked")
+        return self.processes
+
+    def read(self, position: Position, barrier: bool) -> Batch:
+        batch = super().read(position, barrier)
+        return batch._replace(history=batch.events if self._history else ())
+
+
+def executed(pid: int) -> Any:
+    return exec_event(pid=pid, process_key=f"p{pid}", argv=("new",))
+
+
+@pytest.mark.parametrize("how", BLOCKING)
+def test_the_table_can_be_asked_for_while_another_thread_waits(how: str) -> None:
+    source = Tracked()
+    with tracing(source) as tracer:
+        consumer = Background(lambda: BLOCKING[how](tracer))
+        source.idle.wait()
+        table = tracer.processes
+        assert {process.pid for process in table} == set(range(1, 6))
+        source.put(executed(3), executed(9))
+        tracer.stop()
+        assert [event.pid for event in consumer.result()] == [3, 9]
+        assert [table.get(key).argv for key in ("p3", "p9")] == [("new",)] * 2  # type: ignore[union-attr]
+        assert tracer.processes is table
+
+
+def test_what_is_read_while_the_table_is_made_is_in_it() -> None:
+    read = Flag()
+
+    def wait_for_a_reader() -> None:
+        source.put(executed(3), executed(9))
+        read.wait()
+
+    source = Tracked(tracking=wait_for_a_reader)
+    with tracing(source) as tracer:
+
+        def consume() -> List[Any]:
+            events = tracer.read()
+            read.set()
+            return events
+
+        consumer = Background(consume)
+        source.idle.wait()
+        table = tracer.processes
+        assert [event.pid for event in consumer.result()] == [3, 9]
+        # It was handed over before there was a table: told with the next that is read.
+        assert tracer.read(timeout=0) == []
+        assert [table.get(key).argv for key in ("p3", "p9")] == [("new",)] * 2  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("count", [0, 5])
+def test_threads_that_ask_at_once_get_the_same_table(count: int) -> None:
+    gate = threading.Barrier(4)
+    source = Tracked(tracking=lambda: until(lambda: len(trackers()) == 4, "all threads"))
+    del source.processes[count:]
+    with tracing(source) as tracer:
+
+        def trackers() -> Set[int]:
+            return tracer._stream._trackers  # type: ignore[union-attr]
+
+        def ask() -> Any:
+            gate.wait(20)
+            return tracer.processes
+
+        threads = [Background(ask) for _ in range(4)]
+        tables = [thread.result() for thread in threads]
+        assert all(table is tracer.processes for table in tables)
+        assert len(tables[0]) == count
+        assert source.attempts == 1
+
+
+def test_a_signal_handler_that_asks_while_the_table_is_made_is_refused() -> None:
+    answers: List[Any] = []
+
+    def ask() -> None:
+        try:
+            answers.append(tracer.processes)
+        except StateError as exc:
+            answers.append(str(exc))
+
+    # As in a handler: in the same thread, inside.
+    with tracing(Tracked(tracking=ask)) as tracer:
+        assert len(tracer.processes) == 5
+        assert answers == ["the table of processes is being made: not from a signal handler"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, PermissionError])
+@pytest.mark.parametrize("where", ["source", "table"])
+def test_a_first_use_that_failed_is_made_again(
+    error: Type[BaseException], where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    source = Tracked(numbered(1))
+    with tracing(source) as tracer:
+        with monkeypatch.context() as patch:
+            if where == "source":
+                patch.setattr(source, "_tracking", fail)
+            else:
+                patch.setattr(ProcessTable, "add", fail)
+            for attempt in range(1, 3):
+                with pytest.raises(error):
+                    _ = tracer.processes
+                assert source.attempts == attempt
+        # What comes now is nobody's history.
+        source.put(executed(7))
+        tracer.read(timeout=0)
+        assert len(tracer._stream._state.history) == 0  # type: ignore[union-attr]
+        assert {process.pid for process in tracer.processes} == set(range(1, 6))
+        assert source.attempts == 3
+        source.put(executed(9))
+        tracer.read(timeout=0)
+        assert {process.pid for process in tracer.processes} == {1, 2, 3, 4, 5, 9}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, PermissionError])
+def test_a_start_that_fails_for_the_table_leaves_nothing(error: Type[BaseException]) -> None:
+    def fail() -> None:
+        raise error
+
+    before = open_files()
+    sources = [Tracked(tracking=fail), Tracked()]
+    made = iter(sources)
+    tracer: ExecTracer[Any] = ExecTracer._over(lambda: next(made))
+    table = tracer.processes
+    with pytest.raises(error):
+        tracer.start()
+    assert (sources[0].closes, sources[0].misuse) == (1, [])
+    assert repr(tracer) == "<ExecTracer new>"
+    assert len(table) == 0
+    with pytest.raises(StateError, match="not started"):
+        tracer.read()
+    with tracer:
+        assert tracer.processes is table
+        assert len(table) == 5
+    assert sources[1].closes == 1
+    assert open_files() <= before
+
+
+def test_a_close_while_it_starts_leaves_nothing() -> None:
+    source = ScriptedSource()
+
+    def close_first() -> ScriptedSource:
+        tracer.close()
+        return source
+
+    tracer: ExecTracer[Any] = ExecTracer._over(close_first)
+    with pytest.raises(StateError, match="closed"):
+        tracer.start()
+    assert source.closes == 1
+
+
+@pytest.mark.parametrize("end", ["stop", "close"])
+@pytest.mark.parametrize("from_thread", [False, True])
+def test_an_end_while_the_table_is_made_leaves_nothing(end: str, from_thread: bool) -> None:
+    def finish() -> None:
+        if from_thread:
+            Background(getattr(tracer, end)).result()
+        else:
+            getattr(tracer, end)()
+
+    source = Tracked(tracking=finish)
+    before = open_files()
+    with tracing(source) as tracer:
+        with pytest.raises(StateError, match="stopped" if end == "stop" else "closed"):
+            _ = tracer.processes
+        assert source.closes == (end == "close")
+        assert tracer.read(timeout=0) == [] if end == "stop" else tracer.closed
+    assert open_files() <= before
+
+
+def test_a_close_while_the_table_is_made_and_another_thread_reads() -> None:
+    source = Tracked(tracking=lambda: tracer.close())
+    with tracing(source) as tracer:
+        consumer = Background(lambda: list(tracer.events()))
+        source.idle.wait()
+        with pytest.raises(StateError, match="closed"):
+            _ = tracer.processes
+        assert consumer.result() == []
+        until(lambda: source.closes, "the last to leave")
+
+
+@pytest.mark.parametrize("end", ["stop", "close"])
+@pytest.mark.parametrize("used", [False, True])
+def test_the_table_after_the_end_is_as_it_was_or_refused(end: str, used: bool) -> None:
+    source = Tracked()
+    with tracing(source) as tracer:
+        table = tracer.processes if used else None
+        source.put(executed(9))
+        getattr(tracer, end)()
+        if table is None:
+            with pytest.raises(StateError, match="stopped" if end == "stop" else "closed"):
+                _ = tracer.processes
+            assert source.attempts == 0
+        else:
+            assert tracer.processes is table
+            if end == "stop":
+                assert [event.pid for event in tracer.events()] == [9]
+            assert len(table) == 5 + (end == "stop")
+
+
+def test_in_a_forked_child_neither_processes_nor_users_are_there() -> None:
+    def child() -> None:
+        for name in ("processes", "users"):
+            with pytest.raises(StateError, match="forked"):
+                getattr(tracer, name)
+
+    for used in (False, True):
+        with tracing(Tracked()) as tracer:
+            if used:
+                assert tracer.users is not None
+                assert len(tracer.processes) == 5
+            assert in_child(child) == ""
+
+
+@pytest.mark.skipif(not EXACT, reason="before 3.11 an interrupt can leave any lock locked")
+def test_ctrl_c_while_the_table_is_made() -> None:
+    """It is complete, or it is not there; then it can be asked for again."""
+    asking = Flag()
+
+    def interrupt(number: int, frame: Any) -> None:
+        if asking.is_set():
+            interrupts(number, frame)
+
+    made = 0
+    with storm_of_interrupts() as interrupts:
+        signal.signal(signal.SIGINT, interrupt)
+        while interrupts.raised < 200:
+            source = Tracked()
+            with tracing(source) as tracer:
+                table = None
+                while table is None:
+                    with contextlib.suppress(KeyboardInterrupt):
+                        asking.set()
+                        table = tracer.processes
+                    asking.clear()
+                assert len(table) == 5
+                source.put(executed(9))
+                tracer.read(timeout=0)
+                assert len(table) == 6
+            made += 1
+    assert made > 20
 
 
 # -- Waiting elsewhere ------------------------------------------------------------------------
