@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import errno
 from datetime import datetime, timedelta, timezone
-from typing import Any, ClassVar, Mapping, Optional, Sequence, Tuple, Type, Union
+from typing import Any, ClassVar, Literal, Mapping, Optional, Sequence, Tuple, Type, Union
 
 import attrs
-from typing_extensions import Literal, TypeAlias, final
+from typing_extensions import TypeAlias, final
 
 from execwatch import render
 from execwatch.plain import from_plain, short, to_plain

@@ -224,7 +224,9 @@ def test_ci_guard(tmp_path: pathlib.Path) -> None:
 
 
 def test_unit_test(tmp_path: pathlib.Path) -> None:
-    command = python("-m", "pytest", "-q", "-p", "no:cacheprovider", str(EXAMPLES / "unit_test.py"))
+    # With a folder of its own: pytest closes the common one to others, and programs of ours lie in it.
+    options = ("-q", "-p", "no:cacheprovider", f"--basetemp={tmp_path / 'inner'}")
+    command = python("-m", "pytest", *options, str(EXAMPLES / "unit_test.py"))
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stdout
     assert done.stdout.splitlines()[-1].startswith("2 passed")
