@@ -235,7 +235,7 @@ def test_wide_characters_keep_the_tree_straight(terminal: Terminal) -> None:
 
 def test_how_far_a_recording_is_and_its_end_by_ctrl_c(terminal: Terminal, folder: pathlib.Path) -> None:
     terminal.type("execwatch record -o x.ndjson")
-    progress = r"^execwatch: (\d+) events, 0 lost, [\d.]+ k?B; Ctrl-C ends it$"
+    progress = r"^execwatch: (\d+) events, 0 lost, [\d.]+ [kM]?B; Ctrl-C ends it$"
     terminal.wait_for(progress)
     with again_and_again("/bin/true"):
         until(lambda: int(terminal.wait_for(progress)[1]) > COUNT, "the counter", PATIENCE)
@@ -243,7 +243,7 @@ def test_how_far_a_recording_is_and_its_end_by_ctrl_c(terminal: Terminal, folder
     lines = terminal.end(130)
     assert len(lines) == 1  # that of the counter is gone
     recording = package.load(folder / "x.ndjson")
-    assert re.match(rf"(\^C)*execwatch: {len(recording)} events in x\.ndjson \([\d.]+ k?B\)$", lines[0])
+    assert re.match(rf"(\^C)*execwatch: {len(recording)} events in x\.ndjson \([\d.]+ [kM]?B\)$", lines[0])
     assert recording.complete
 
 
@@ -260,7 +260,7 @@ def test_a_command_is_recorded_without_a_counter(terminal: Terminal) -> None:
     terminal.type("execwatch record -o x.ndjson -- sh -c 'echo out; exit 3'")
     said, told = terminal.end(3)
     assert said == "out"
-    assert re.match(r"execwatch: \d+ events in x\.ndjson \([\d.]+ k?B\)$", told)
+    assert re.match(r"execwatch: \d+ events in x\.ndjson \([\d.]+ [kM]?B\)$", told)
 
 
 # -- report -----------------------------------------------------------------------------
