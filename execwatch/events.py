@@ -181,7 +181,8 @@ class Executable:
             makes it. Not what stat(2) tells on btrfs, which makes up others.
         mode: Type and permissions, as in ``st_mode``.
         size: In bytes.
-        ctime_ns: When the inode last changed, Unix time.
+        ctime_ns: When the inode last changed, Unix time. None too where 64 bits don't hold
+            it (before 1677, after 2262), as a FUSE file system may claim.
         memfd: It has never had a name in a file system: memfd_create(2).
         deleted: The name that it was executed by is gone.
     """

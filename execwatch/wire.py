@@ -702,7 +702,9 @@ def _session(data: bytes) -> Session:
 
 @lru_cache(maxsize=1024)
 def _exe(data: bytes, path: bytes, valid: int) -> Executable:
-    bits, mode, inode, size, ctime_s, ctime_ns, device = struct.unpack("<2I2Qq2I", data)
+    # Size and time are signed, as in the kernel (loff_t, time64_t).
+    bits, mode, inode, size, ctime_s, ctime_ns, device = struct.unpack("<2IQ2q2I", data)
+    changed = ctime_s * 1_000_000_000 + ctime_ns
     text = _path(path) if valid & _EXE_PATH else None
     memfd = bool(bits & CONTEXT_BITS["DETACHED"] and text and text.startswith("/memfd:"))
     return Executable(
@@ -712,7 +714,8 @@ def _exe(data: bytes, path: bytes, valid: int) -> Executable:
         device=os.makedev(device >> 20, device & 0xFFFFF),
         mode=mode,
         size=size,
-        ctime_ns=ctime_s * 1_000_000_000 + ctime_ns if valid & _EXE_CTIME else None,
+        # A file system of its owner's making (FUSE) may claim any time; files hold 64 bits of it.
+        ctime_ns=changed if valid & _EXE_CTIME and -(2**63) <= changed < 2**63 else None,
         memfd=memfd,
         deleted=memfd or bool(bits & CONTEXT_BITS["UNHASHED"]),
     )

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from execwatch import ProcessEvent, event_from_dict, wire
 
-from .records import CLOCK, MEMBERS, MEMBERS_OF_CONTEXT, STRINGS, record
+from .records import CLOCK, MEMBERS, MEMBERS_OF_CONTEXT, STRINGS, decoded, record
 
 WANTED = st.sampled_from([False, True, frozenset({"LANG", "\udcff"})])
 
@@ -54,6 +54,16 @@ def test_whatever_the_members_are_it_is_an_event(
     data = record(**strings, context=context, **members)
     wire.decode(data, 0, CLOCK, wanted)
     decode_or_refuse(data, 0, wanted)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [(2**63 // 10**9, True), (2**63 // 10**9 + 1, False), (-(2**63) // 10**9, False), (2**63 - 1, False)],
+)
+def test_a_file_s_time_that_no_file_has_room_for_is_not_told(seconds: int, told: bool) -> None:
+    event = decoded(context={"ctime_s": seconds % 2**64, "ctime_ns": 8})
+    assert event.exe.ctime_ns == (seconds * 10**9 + 8 if told else None)
+    assert event_from_dict(json.loads(json.dumps(event.to_dict()))) == event
 
 
 @given(st.integers(0, 2**64 - 1))
