@@ -40,7 +40,10 @@ def escape(text: str, also: str = "") -> str:
 
 def command_line(argv: Iterable[str]) -> str:
     """Return ``argv`` as one printable line that a shell would read back as the same words."""
-    return " ".join(map(quote, argv))
+    words = tuple(argv)
+    if _PLAIN_WORD("/".join(words)) and "" not in words:  # as most are: all at once
+        return " ".join(words)
+    return " ".join(map(quote, words))
 
 
 def html(text: str) -> str:

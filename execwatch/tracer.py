@@ -54,6 +54,7 @@ Part: TypeAlias = Literal["creds", "session", "namespaces", "exe", "cwd", "conta
 
 #: All that can be captured, and what is captured by default.
 CAPTURE: Tuple[Part, ...] = ("creds", "session", "namespaces", "exe", "cwd", "container")
+DEFAULT_CAPTURE: Tuple[Part, ...] = ("creds", "namespaces", "exe", "cwd", "container")
 
 #: The option that each further kind of event needs.
 _OPTIONS = {
@@ -116,7 +117,7 @@ class ExecTracer(Generic[E_co]):
         capture: What else the kernel notes of each exec, at that instant: ``"creds"``,
             ``"session"``, ``"namespaces"`` (of all kinds), ``"exe"``, ``"cwd"``, ``"container"``:
             see :class:`~execwatch.ExecEvent`. Each costs some tenths of a microsecond an exec;
-            without it the field is None. The default is all of them.
+            without it the field is None. The default is all but ``"session"``.
         env: Also the environment: True: all of it; or the names of the variables to keep. Up to
             16 KiB an exec are copied either way. It may hold secrets.
 
@@ -175,7 +176,7 @@ class ExecTracer(Generic[E_co]):
         buffer_size: int = DEFAULT_BUFFER_SIZE,
         argv_size: int = DEFAULT_ARGV_SIZE,
         latency: float = 0.01,
-        capture: Iterable[Part] = CAPTURE,
+        capture: Iterable[Part] = DEFAULT_CAPTURE,
         env: Union[bool, Iterable[str], None] = None,
     ) -> None:
         if filter is not None and not isinstance(filter, Filter):

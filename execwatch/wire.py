@@ -435,6 +435,7 @@ _LATEST_NS = 2**62
 _SIZE = struct_of(RECORD).size
 _CONTEXT_SIZE = struct_of(CONTEXT).size
 _unpack = struct_of(RECORD).unpack_from
+_unpack_namespaces = struct.Struct("<8I").unpack_from
 _EXEC, _FAILED, _FORK, _EXIT = KINDS.values()
 (
     _PPID, _PARENT_START, _PARENT_COMM, _START, _CGROUP, _MNT_NS, _INTERP, _EXEC_TIME,
@@ -447,8 +448,10 @@ _ENV_TRUNCATED = FLAGS["ENV_TRUNCATED"]
 #: Of a context: the slices that each nested value is made of.
 _CREDS_SLICE = slice(0, offset_of(CONTEXT, "inode"))
 _EXE_SLICE = slice(offset_of(CONTEXT, "bits"), offset_of(CONTEXT, "sid"))
-_SESSION_SLICE = slice(offset_of(CONTEXT, "sid"), offset_of(CONTEXT, "vpid"))
-_VPID_AT = offset_of(CONTEXT, "vpid")
+#: And in a record: where the rest of it begins.
+_SESSION_AT = _SIZE + offset_of(CONTEXT, "sid")
+_VPID_AT = _SIZE + offset_of(CONTEXT, "vpid")
+_CAPTURED = _CREDS | _EXE | _EXE_PATH | _EXE_CTIME | _CWD
 
 
 def _builder(cls: type) -> Any:
@@ -540,19 +543,19 @@ def decode(  # noqa: C901, PLR0915  one function: a call costs a tenth of an eve
         event.interp = None
         if valid & _INTERP:
             event.interp = _text(data[interp_at:exe_at]) if interp_size else filename
-        context = data[at + _SIZE : filename_at]
-        event.creds = _creds(context[_CREDS_SLICE]) if valid & _CREDS else None
-        event.session = _session(context[_SESSION_SLICE]) if valid & _SESSION else None
-        event.exe = None
-        if valid & _EXE:
-            event.exe = _exe(context[_EXE_SLICE], data[exe_at:cwd_at], valid & (_EXE_PATH | _EXE_CTIME))
-        event.cwd = _path(data[cwd_at:cgroup_at]) if valid & _CWD else None
+        event.creds = event.session = event.exe = event.cwd = None
+        if valid & _CAPTURED:
+            event.creds, event.exe, event.cwd = _captured(
+                data[at + _SIZE : at + _SESSION_AT], data[exe_at:cgroup_at], exe_size, valid & _CAPTURED
+            )
+        if valid & _SESSION:
+            event.session = _session(data[at + _SESSION_AT : at + _VPID_AT])
         event.env = event.env_status = None
         if env:
             event.env_status = _env_status(flags, valid)
             event.env = _env(data[env_at:argv_at], env) if valid & _ENV else None
         if valid & _NAMESPACES:
-            event.namespaces = _namespaces(mnt_ns, context)
+            event.namespaces = _namespaces(mnt_ns, data, at + _VPID_AT)
         else:
             event.namespaces = _mount_ns(mnt_ns) if valid & _MNT_NS else None
     elif kind == _FAILED:
@@ -641,6 +644,21 @@ def _path(data: bytes) -> Optional[str]:
 def _env(data: bytes, wanted: EnvNames) -> Tuple[Tuple[str, str], ...]:
     pairs = (entry.partition("=") for entry in _argv(data))
     return tuple((name, value) for name, _, value in pairs if wanted is True or name in wanted)  # type: ignore[operator]
+
+
+@lru_cache(maxsize=1024)
+def _captured(
+    context: bytes, paths: bytes, exe_size: int, valid: int
+) -> Tuple[Optional[Credentials], Optional[Executable], Optional[str]]:
+    """What the same program has again and again where the same user runs it: looked up all at once."""
+    exe = None
+    if valid & _EXE:
+        exe = _exe(context[_EXE_SLICE], paths[:exe_size], valid & (_EXE_PATH | _EXE_CTIME))
+    return (
+        _creds(context[_CREDS_SLICE]) if valid & _CREDS else None,
+        exe,
+        _path(paths[exe_size:]) if valid & _CWD else None,
+    )
 
 
 @lru_cache(maxsize=256)
@@ -735,9 +753,9 @@ def _mount_ns(mnt: int) -> Namespaces:
     return Namespaces(mnt=mnt)
 
 
-def _namespaces(mnt: int, context: bytes) -> Namespaces:
+def _namespaces(mnt: int, data: bytes, at: int) -> Namespaces:
     value: Any = _NamespacesBuilder()
-    vpid, pid, net, uts, ipc, cgroup, user, time = struct.unpack_from("<8I", context, _VPID_AT)
+    vpid, pid, net, uts, ipc, cgroup, user, time = _unpack_namespaces(data, at)
     value.mnt = mnt or None
     value.pid = pid or None
     value.net = net or None

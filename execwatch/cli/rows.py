@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import time
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Callable, Union
 
 from execwatch import render
-from execwatch.events import Event, ExecEvent, FailedExecEvent
+from execwatch.events import AnyEvent, ExecEvent, FailedExecEvent
 
 if TYPE_CHECKING:
     from execwatch.cli.screen import Line
@@ -48,9 +49,35 @@ def table_row(start_ns: int, *, time_of_day: bool, seconds: bool) -> Row:
     return row
 
 
-def json_line(event: Event) -> str:
-    """Return an event as JSON; everything but ASCII is escaped there."""
-    return _encoder()(event.to_dict()) + "\n"
+def plain_row(
+    start_ns: int, *, time_of_day: bool, seconds: bool
+) -> Callable[[Union[ExecEvent, FailedExecEvent]], str]:
+    """The same with its end, as text without parts: for files and pipes, in less time."""
+
+    def row(event: Union[ExecEvent, FailedExecEvent]) -> str:
+        times = _clock(event.time_ns // 1_000_000_000) if time_of_day else ""
+        if seconds:
+            times += "%-7.3f " % ((event.boottime_ns - start_ns) / 1e9)
+        ppid = event.ppid
+        return "%s%-16s %-7d %-7s %3d %s\n" % (  # noqa: UP031  half the time of an f-string's formats
+            times,
+            render.escape(event.comm),
+            event.pid,
+            "?" if ppid is None else ppid,
+            event.retval,
+            arguments(event),
+        )
+
+    return row
+
+
+def json_line(event: AnyEvent) -> str:
+    """Return an event as JSON, as a recording has it, and everything but ASCII escaped."""
+    line = _encoder()(event)
+    if line.isascii() and b"\x7f" not in line:
+        return line.decode("ascii")
+    # What is not ASCII stands in JSON's strings alone.
+    return _SPECIAL.sub(lambda found: _escape(found[0]), line.decode("utf-8"))
 
 
 def arguments(event: Union[ExecEvent, FailedExecEvent]) -> str:
@@ -77,8 +104,17 @@ def _clock(second: int) -> str:
     return time.strftime("%H:%M:%S ", time.localtime(second))
 
 
-@cache
-def _encoder() -> Callable[[object], str]:
-    import json
+_SPECIAL = re.compile(r"[^\x00-\x7e]+")
 
-    return json.JSONEncoder(separators=(",", ":")).encode
+
+def _escape(text: str) -> str:
+    """As JSON has it: by units of UTF-16."""
+    units = text.encode("utf-16-be")
+    return "".join([f"\\u{high:02x}{low:02x}" for high, low in zip(units[::2], units[1::2])])
+
+
+@cache
+def _encoder() -> Callable[[AnyEvent], bytes]:
+    from execwatch.formats import ndjson
+
+    return ndjson.encoder()

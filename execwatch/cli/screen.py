@@ -33,12 +33,14 @@ class Screen:
 
     Attributes:
         terminal: Whether it is a terminal, see :func:`terminal`.
+        plain: Whether a line is its parts' text and no more.
     """
 
     def __init__(self, stream: Optional[TextIO]) -> None:
         self.terminal = terminal(stream)
         self._output = Output(stream)
         self._paint = _painter(stream)
+        self.plain = self._paint is _plain
         self._waiting: List[str] = []
         self._size = 0
 

@@ -12,7 +12,7 @@ from execwatch import cli
 from execwatch.cli import options, rows, screen
 from execwatch.events import Event, ExecEvent, FailedExecEvent, LostEvents
 from execwatch.filters import Filter
-from execwatch.tracer import ExecTracer
+from execwatch.tracer import CAPTURE, ExecTracer
 
 EXAMPLES = """\
 examples:
@@ -51,7 +51,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     start_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-    tracer = ExecTracer(_filter(args), failed=args.failed, lost=True)
+    # The table shows nothing of what is captured besides.
+    capture = CAPTURE if args.json else ()
+    tracer = ExecTracer(_filter(args), failed=args.failed, lost=True, capture=capture)
     try:
         tracer.start()
     except ValueError as exc:  # an option names something that is not there
@@ -127,7 +129,7 @@ def _printer(args: argparse.Namespace, start_ns: int) -> Callable[[List[Event]],
     out = screen.Screen(sys.stdout)
     if args.json:
 
-        def show_json(events: List[Event]) -> None:
+        def show_json(events: List[Any]) -> None:
             out.text("".join(map(rows.json_line, events)))
             out.flush()
 
@@ -136,13 +138,16 @@ def _printer(args: argparse.Namespace, start_ns: int) -> Callable[[List[Event]],
     seconds = args.timestamp or not args.time
     out.line(rows.header(time_of_day=args.time, seconds=seconds))
     out.flush()
-    row = rows.table_row(start_ns, time_of_day=args.time, seconds=seconds)
+    columns = {"time_of_day": args.time, "seconds": seconds}
+    row, plain_row = rows.table_row(start_ns, **columns), rows.plain_row(start_ns, **columns)
 
     def show(events: List[Any]) -> None:
         for event in events:
             if event.kind == LostEvents.kind:
                 out.flush()
                 cli.say(f"{event.count} events lost here")
+            elif out.plain:
+                out.text(plain_row(event))
             else:
                 out.line(row(event))
         out.flush()

@@ -64,7 +64,7 @@ class NdjsonWriter(Writer):
     def __init__(self, path: str, header: Header, compressed: bool) -> None:
         super().__init__()
         first = jsontext.dumps(header_to_dict(header)) + b"\n"
-        self._encode = _encoder()
+        self._encode = encoder()
         self._file = create(path)
         try:
             self._sink = _Gzip(self._file) if compressed else _Plain(self._file)
@@ -125,8 +125,11 @@ class _Gzip:
         self._file.write(self._compress.flush())
 
 
-def _encoder() -> Encoder:
-    """Return what makes a line of an event; with msgspec or without the same."""
+def encoder() -> Encoder:
+    """Return what makes a line of an event; with msgspec or without the same.
+
+    DEL and the controls beyond ASCII still stand in it as they are.
+    """
     try:
         from msgspec.json import Encoder
     except ImportError:
@@ -171,7 +174,7 @@ class NdjsonReader(Reader):
         self._number = 0
         self._cut = False
         self._lines = self._whole_lines()
-        self._encode = _encoder()
+        self._encode = encoder()
         self._decoders = _decoders()
         first = next(self._lines, None)
         if first is None:

@@ -20,6 +20,7 @@ import pytest
 
 from execwatch import ExecEvent, ExecTracer, Filter, Session
 from execwatch.events import ProcessEvent
+from execwatch.tracer import CAPTURE
 
 from . import witness
 from .conftest import Reason, scaled, skip
@@ -31,6 +32,8 @@ Programs = Callable[[str], str]
 
 #: A user that no system has, and that no kernel makes up for ids that it can't map.
 SOMEBODY = 54321
+
+ALL: dict[str, Any] = {"capture": CAPTURE, "env": True}
 
 
 @pytest.fixture
@@ -51,7 +54,7 @@ def seen(
         tracing: Options of the tracer, else the environment and all parts.
         **options: Of :class:`subprocess.Popen`.
     """
-    with ExecTracer(Filter(descendants_of=os.getpid()), **(tracing or {"env": True})) as tracer:
+    with ExecTracer(Filter(descendants_of=os.getpid()), **(tracing or ALL)) as tracer:
         with held(*command, **options) as pid:
             yield [event for event in tracer.read(timeout=0) if event.pid == pid][-1], pid
         assert tracer.stats().lost == 0

@@ -41,10 +41,10 @@ def test_a_part_alone(part: Any, programs: Programs) -> None:
     assert captured(event) == set(parts)
 
 
-def test_all_parts_but_the_environment_are_the_default(programs: Programs) -> None:
+def test_all_parts_but_the_session_and_the_environment_are_the_default(programs: Programs) -> None:
     with ExecTracer(Filter(ppids=os.getpid())) as tracer, held(programs("hold")):
         (event,) = tracer.read(timeout=0)
-    assert captured(event) == set(PARTS)
+    assert captured(event) == set(PARTS) - {"session"}
 
 
 def test_the_environment_alone(programs: Programs) -> None:

@@ -5,15 +5,23 @@ from __future__ import annotations
 import json
 import re
 import signal
+import sys
 from typing import Any, Callable, List
+from unittest import mock
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from execwatch import BccNotFoundError, LoadError, NotSupportedError, PrivilegeError, cli
 from execwatch.cli import rows, trace
 from execwatch.cli.screen import Line
-from execwatch.events import AnyEvent
+from execwatch.events import AnyEvent, ExecEvent
 from execwatch.testing import exec_event, failed_exec_event, fake_tracer, lost_events
+
+from .recorded import needs, value_of
+
+EXECS = value_of(ExecEvent)
 
 Main = Callable[..., int]
 
@@ -54,6 +62,12 @@ def test_a_parent_that_is_not_known() -> None:
     assert text(row(exec_event(pid=7, ppid=None))) == "true             7       ?         0 /bin/true"
 
 
+@given(EXECS, st.booleans(), st.booleans())
+def test_a_plain_row_is_the_same_text(event: ExecEvent, time_of_day: bool, seconds: bool) -> None:
+    columns = {"time_of_day": time_of_day, "seconds": seconds}
+    assert rows.plain_row(7, **columns)(event) == text(rows.table_row(7, **columns)(event)) + "\n"
+
+
 def test_columns_hold_what_is_longest() -> None:
     """Pids of 22 bits, as Linux gives them, and names of 15 bytes stand below their headings."""
     columns = {"time_of_day": True, "seconds": True}
@@ -88,10 +102,25 @@ def test_arguments(fields: Any, shown: str) -> None:
 
 
 def test_one_event_is_one_line_of_json() -> None:
-    event = exec_event(argv=("/bin/x", "\n\u2028\x9b"))
+    event = exec_event(argv=("/bin/x", "\n\u2028\x9b\x7f\U0001f600", "\udcff"))
     line = rows.json_line(event)
     assert line.isascii()
-    assert line.count("\n") == 1
+    assert line[-1] == "\n"
+    assert line[:-1].isprintable()
+    assert json.loads(line) == event.to_dict()
+
+
+@pytest.mark.parametrize(
+    "installed", [pytest.param(True, marks=needs("msgspec")), False], ids=["msgspec", "json"]
+)
+@given(EXECS)
+def test_json_is_the_same_with_and_without_msgspec(installed: bool, event: ExecEvent) -> None:
+    rows._encoder.cache_clear()
+    with mock.patch.dict(sys.modules, {} if installed else {"msgspec.json": None}):
+        line = rows.json_line(event)
+    rows._encoder.cache_clear()
+    assert line[:-1].isprintable()
+    assert line[:-1].isascii()
     assert json.loads(line) == event.to_dict()
 
 

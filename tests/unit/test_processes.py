@@ -315,7 +315,7 @@ NO_KEYS = [1234, None, b"p1", ("p1",), [], object(), Process(key="p1", pid=1, co
 
 
 @pytest.mark.parametrize("look_up", ["get", "parent", "ancestors", "children", "tree", "__contains__"])
-@pytest.mark.parametrize("key", NO_KEYS, ids=repr)
+@pytest.mark.parametrize("key", NO_KEYS, ids=lambda key: type(key).__name__)
 def test_what_is_no_key_is_refused(look_up: str, key: Any) -> None:
     for table in (ProcessTable(), family((2, 1))):
         with pytest.raises(TypeError, match=r"^key: expected a str, as process_key .* got"):

@@ -173,9 +173,12 @@ def test_what_is_captured_is_any_collection_of_parts(
     assert opened_with(monkeypatch, capture=capture)["capture"] == parts
 
 
-def test_all_but_the_environment_is_captured_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_but_the_session_and_the_environment_is_captured_by_default(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     asked = opened_with(monkeypatch)
-    assert asked["capture"] == set(PARTS) == set(wire.CAPTURE)
+    assert asked["capture"] == set(PARTS) - {"session"}
+    assert set(PARTS) == set(wire.CAPTURE)
     assert asked["env"] is False
 
 
