@@ -51,10 +51,10 @@ def seen(
     """A command that becomes ``hold``: the event of that exec, and the pid of the process, held.
 
     Args:
-        tracing: Options of the tracer, else the environment and all parts.
+        tracing: Options of the tracer, beside the environment and all parts.
         **options: Of :class:`subprocess.Popen`.
     """
-    with ExecTracer(Filter(descendants_of=os.getpid()), **(tracing or ALL)) as tracer:
+    with ExecTracer(Filter(descendants_of=os.getpid()), **{**ALL, **(tracing or {})}) as tracer:
         with held(*command, **options) as pid:
             yield [event for event in tracer.read(timeout=0) if event.pid == pid][-1], pid
         assert tracer.stats().lost == 0
