@@ -76,11 +76,6 @@ def fields(value: Any, *pairs: Tuple[str, object]) -> str:
     return _pairs([(name, found) for name, found in (*pairs, *own) if found is not None])
 
 
-def count(number: int, noun: str, plural: str = "") -> str:
-    """Return a number with its noun: ``1 program``, ``2,300 programs``."""
-    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
-
-
 def _pairs(pairs: Sequence[Tuple[str, object]]) -> str:
     shown = [
         _cell(_part(render.escape(name), "aside")) + _cell(_value(name, value))
@@ -95,7 +90,7 @@ def _value(name: str, value: Any) -> str:
     if attrs.has(type(value)):
         return f"<details>{_SUMMARY}{_span('…', '')}</summary>{fields(value)}</details>"
     if name == "env":
-        title = _span(count(len(value), "variable"), "")
+        title = _span(render.count(len(value), "variable"), "")
         return f"<details>{_SUMMARY}{title}</summary>{_pairs(value)}</details>"
     if name == "argv":
         return _part(render.command_line(value), "")

@@ -46,6 +46,11 @@ def command_line(argv: Iterable[str]) -> str:
     return " ".join(map(quote, words))
 
 
+def count(number: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun: ``1 program``, ``2,300 programs``."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
 def html(text: str) -> str:
     """Return ``text`` as it stands in HTML, also inside a quoted attribute's value.
 

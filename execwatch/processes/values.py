@@ -122,7 +122,7 @@ class ProcessTree:
         from execwatch import html
 
         rows = (_cells(branches, process) for branches, process in self._drawn())
-        title = [(html.count(len(self), "process", "processes"), "")]
+        title = [(render.count(len(self), "process", "processes"), "")]
         return html.box(title, html.table(("took (s)", "end", "pid", "command"), rows, len(self)))
 
     def _drawn(self) -> Iterator[Tuple[str, Process]]:

@@ -27,13 +27,13 @@ def recording(recording: Recording) -> str:
 
 
 def _title(recording: Recording, duration_ns: int) -> Iterator[html.Part]:
-    yield f"{html.count(len(recording.execs), 'program')} in {duration_ns / 1e9:.3f} s", ""
+    yield f"{render.count(len(recording.execs), 'program')} in {duration_ns / 1e9:.3f} s", ""
     if recording.failed:
-        yield f", {html.count(len(recording.failed), 'failed attempt')}", ""
+        yield f", {render.count(len(recording.failed), 'failed attempt')}", ""
     if recording.still_running:
-        yield f", {html.count(len(recording.still_running), 'process', 'processes')} still running", ""
+        yield f", {render.count(len(recording.still_running), 'process', 'processes')} still running", ""
     if recording.lost:
-        yield f", {html.count(recording.lost, 'event')} lost", "bad"
+        yield f", {render.count(recording.lost, 'event')} lost", "bad"
     if not recording.complete:
         yield ", not complete", "bad"
 

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 #: Seconds for which events gather before they are read.
 _GATHER = 0.01
 
+#: Seconds without an event after which a writer is asked to let go of what it holds back (gzip does).
+_IDLE = 1.0
+
 
 def record(
     filter: Optional[Filter] = None,
@@ -67,6 +70,7 @@ class Recorder:
         self._tracer: ExecTracer[Any] = ExecTracer(self._filter, **self._options)
         self._path = None if path is None else os.fspath(path)
         self._writer: Optional[Writer] = None
+        self._held_back = False
         self._header: Optional[Header] = None
         self._events: List[AnyEvent] = []
         self._news = threading.Condition()
@@ -197,7 +201,11 @@ class Recorder:
         poll = select.poll()
         poll.register(self._tracer.fileno(), select.POLLIN)
         poll.register(self._bell, select.POLLIN)
-        ready = dict(poll.poll())
+        ready = dict(poll.poll(_IDLE * 1000 if self._held_back else None))
+        if not ready and self._writer is not None:
+            self._writer.write(())
+            self._held_back = False
+            return True
         if self._bell not in ready:  # let others join it, but for a call
             poll.unregister(self._tracer.fileno())
             ready = dict(poll.poll(_GATHER * 1000))
@@ -219,5 +227,6 @@ class Recorder:
     def _take(self, events: List[AnyEvent]) -> None:
         if self._writer is not None:
             self._writer.write(events)
+            self._held_back = True
         else:
             self._events += events

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from typing import TYPE_CHECKING, Dict, Iterable, Iterator, List, Optional, Union
+from typing import TYPE_CHECKING, Dict, Iterable, Iterator, List, Optional, Union, cast
 
 from execwatch.errors import RecordingError
 from execwatch.events import AnyEvent, Event
@@ -46,7 +46,7 @@ def load(path: Path) -> Recording:
         return Recording(events, stats=reader.stats, complete=reader.complete, header=reader.header)
 
 
-def replay(source: Union[Path, Iterable[AnyEvent]], filter: Optional[Filter] = None) -> ExecTracer[Event]:
+def replay(source: Union[Path, Iterable[Event]], filter: Optional[Filter] = None) -> ExecTracer[Event]:
     """Return a tracer that hands over events which are there already: no root, any operating system.
 
     It starts, iterates and closes as a live one, and ends after the last event::
@@ -72,12 +72,12 @@ def replay(source: Union[Path, Iterable[AnyEvent]], filter: Optional[Filter] = N
     return ExecTracer[Event]._over(lambda: listed)
 
 
-def _list(events: Iterable[AnyEvent], filter: Optional[Filter]) -> ListSource:
+def _list(events: Iterable[Event], filter: Optional[Filter]) -> ListSource:
     matcher = Matcher(filter) if filter else None
     passed: List[AnyEvent] = []
     every: List[AnyEvent] = []
     filtered: Dict[str, int] = {}
-    for event in events:
+    for event in cast("Iterable[AnyEvent]", events):
         if not isinstance(event, Event):
             raise TypeError(f"events: expected events, got {event!r}")
         every.append(event)

@@ -15,6 +15,7 @@ from typing import (
     Sequence,
     Tuple,
     Union,
+    cast,
     overload,
 )
 
@@ -63,7 +64,7 @@ class Recording(Sequence[AnyEvent]):
 
     def __init__(
         self,
-        events: Iterable[AnyEvent],
+        events: Iterable[Event],
         *,
         stats: Optional[Stats] = None,
         complete: bool = True,
@@ -71,7 +72,7 @@ class Recording(Sequence[AnyEvent]):
         result: Optional[subprocess.CompletedProcess[Any]] = None,
         still_running: Sequence[Process] = (),
     ) -> None:
-        self._events = tuple(events)
+        self._events: Tuple[AnyEvent, ...] = tuple(cast("Iterable[AnyEvent]", events))
         for event in self._events:
             if not isinstance(event, Event):
                 raise TypeError(f"events: expected events, got {event!r}")
@@ -79,7 +80,7 @@ class Recording(Sequence[AnyEvent]):
         self.complete = complete
         self.header = header
         self.result = result
-        self.still_running = tuple(still_running)
+        self.still_running: Tuple[Process, ...] = tuple(still_running)
         self._table: Optional[ProcessTable] = None
 
     # -- A sequence -----------------------------------------------------------------
@@ -297,9 +298,9 @@ class Summary:
 
     def __str__(self) -> str:
         """A few sections of lines, hostile text quoted."""
-        counts = [f"{self.processes} processes", f"{self.execs} execs"]
-        counts += [f"{self.failed_execs} failed attempts"] if self.failed_execs else []
-        counts += [f"{self.lost} events lost"] if self.lost else []
+        counts = [render.count(self.processes, "process", "processes"), render.count(self.execs, "exec")]
+        counts += [render.count(self.failed_execs, "failed attempt")] if self.failed_execs else []
+        counts += [f"{render.count(self.lost, 'event')} lost"] if self.lost else []
         lines = [f"{', '.join(counts)} in {self.duration_ns / 1e9:.3f} s"]
         if self.slowest:
             lines += ["", "slowest:"]

@@ -208,7 +208,7 @@ def test_a_command_that_survives_ctrl_c(terminal: Terminal) -> None:
     terminal.wait_for("caught$")
     # What waits for a line is ended by the signal, where it is the shell itself; execwatch is not.
     terminal.press("Enter")
-    assert "1 processes, 1 execs in" in "\n".join(terminal.end(4))
+    assert "1 process, 1 exec in" in "\n".join(terminal.end(4))
 
 
 def test_ctrl_z_stops_both_and_fg_goes_on(terminal: Terminal) -> None:

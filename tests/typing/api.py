@@ -6,7 +6,7 @@ from typing import AsyncIterator, Iterator, List, Optional, Tuple
 
 from typing_extensions import assert_type
 
-from execwatch import Event, ExecEvent, ExecTracer, Filter, LostEvents, check, replay
+from execwatch import Event, ExecEvent, ExecTracer, Filter, LostEvents, Recording, check, replay
 from execwatch.preflight import Problem
 from execwatch.testing import exec_event, fake_tracer
 
@@ -52,7 +52,9 @@ def decorators_keep_the_function(tracer: ExecTracer[Event]) -> None:
     tracer.on_lost(lambda gap: None)
 
 
-def elsewhere() -> None:
+def elsewhere(every: List[Event]) -> None:
     assert_type(replay([exec_event()]), ExecTracer[Event])
     assert_type(fake_tracer([]), ExecTracer[Event])
+    assert_type(replay(every), ExecTracer[Event])
+    assert_type(len(Recording(every).still_running), int)
     assert_type(check().problems, Tuple[Problem, ...])

@@ -84,7 +84,7 @@ def test_a_tree_of_processes_of_which_little_is_known(tmp_path: pathlib.Path, re
 def test_the_summary_is_that_of_the_recording(build: str, report: Report) -> None:
     shown = report(build, "--summary")
     assert shown == str(load(build).summary()).split("\n")
-    assert shown[0] == "4 processes, 4 execs, 1 failed attempts, 3 events lost in 2.500 s"
+    assert shown[0] == "4 processes, 4 execs, 1 failed attempt, 3 events lost in 2.500 s"
 
 
 def test_json_is_every_event(build: str, report: Report) -> None:
@@ -138,7 +138,7 @@ def test_in_a_tree_processes_are_chosen_whole(build: str, report: Report) -> Non
         "    0.500 1         102     /usr/bin/cc -c b.c",
         "    0.400 SIGSEGV   103     └─ /usr/libexec/cc1 b.c",
     ]
-    assert report(build, "--summary", "-n", "^make$")[0].startswith("1 processes, 1 execs")
+    assert report(build, "--summary", "-n", "^make$")[0].startswith("1 process, 1 exec")
 
 
 # -- What is wrong ----------------------------------------------------------------------

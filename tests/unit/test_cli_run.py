@@ -302,7 +302,7 @@ def daemon(pid: int, *argv: str) -> List[AnyEvent]:
     [
         ([], "TIME(s) PCOMM"),
         (["--tree"], "  TOOK(s) EXIT"),
-        (["--summary"], "1 processes, 1 execs"),
+        (["--summary"], "1 process, 1 exec"),
         (["--json"], '{"kind":"exec"'),
     ],
 )
@@ -323,7 +323,7 @@ def test_views_go_to_standard_error(
     [
         ([], "TIME(s) PCOMM"),
         (["--tree"], "  TOOK(s) EXIT"),
-        (["--summary"], "1 processes, 1 execs"),
+        (["--summary"], "1 process, 1 exec"),
         (["--json"], '{"kind":"exec"'),
     ],
 )
