@@ -1,6 +1,6 @@
 """The documentation does what it shows: of each page the Python blocks are run as one program, then commands.
 
-Not run: what installs (``shell`` blocks), and what is shown as output (``text``, ``ini``).
+Not run: what installs or takes very long (``shell`` blocks), and what is shown as output (``text``, ``ini``).
 """
 
 from __future__ import annotations
