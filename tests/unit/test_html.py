@@ -217,7 +217,7 @@ def test_text_in_html() -> None:
 
 
 def test_counts() -> None:
-    assert [html.count(n, "process", "processes") for n in (0, 1, 2300)] == [
+    assert [render.count(n, "process", "processes") for n in (0, 1, 2300)] == [
         "0 processes",
         "1 process",
         "2,300 processes",
