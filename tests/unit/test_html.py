@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from execwatch import Container, Event, Process, ProcessTree, Recording, html, render
+from execwatch import Container, Event, Process, ProcessTree, Recording, render
 from execwatch.processes import ProcessTable
 from execwatch.testing import exec_event, exit_event, failed_exec_event, fork_event, lost_events
 
