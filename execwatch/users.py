@@ -77,7 +77,12 @@ class Users:
         """Return the user of a process as it was at the event.
 
         The namespace is known of an exec that captured ``"namespaces"``.
+
+        Raises:
+            TypeError: It is not what happened to a process.
         """
+        if not isinstance(event, ProcessEvent):
+            raise TypeError(f"event: expected an exec, a failed one, a fork or an exit, got {event!r}")
         user_ns = event.namespaces.user if event.namespaces else None
         known = user_ns is not None and self._own_ns is not None
         return User(

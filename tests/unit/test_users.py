@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from execwatch import Namespaces
-from execwatch.testing import exec_event, exit_event
+from execwatch.testing import exec_event, exit_event, lost_events
 from execwatch.users import User, Users
 
 
@@ -154,6 +154,12 @@ def test_an_event_without_a_user() -> None:
     user = Users().of(exec_event(uid=None, namespaces=None))
     assert user == User()
     assert str(user) == "unknown"
+
+
+@pytest.mark.parametrize("event", [None, "e", lost_events()], ids=lambda event: type(event).__name__)
+def test_only_what_happened_to_a_process_has_a_user(event: Any) -> None:
+    with pytest.raises(TypeError, match="event: expected an exec"):
+        Users().of(event)
 
 
 @given(st.text(st.characters(exclude_categories=())), st.booleans())
