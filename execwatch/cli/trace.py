@@ -12,7 +12,7 @@ from execwatch import cli
 from execwatch.cli import options, rows, screen
 from execwatch.events import Event, ExecEvent, FailedExecEvent, LostEvents
 from execwatch.filters import Filter
-from execwatch.tracer import CAPTURE, ExecTracer
+from execwatch.tracer import CAPTURE, DEFAULT_BUFFER_SIZE, ExecTracer
 
 EXAMPLES = """\
 examples:
@@ -53,7 +53,11 @@ def run(args: argparse.Namespace) -> int:
     start_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     # The table shows nothing of what is captured besides.
     capture = CAPTURE if args.json else ()
-    tracer = ExecTracer(_filter(args), failed=args.failed, lost=True, capture=capture)
+    # A search along PATH, and more so a configure script, fails many times in a row.
+    buffer_size = DEFAULT_BUFFER_SIZE * (4 if args.failed else 1)
+    tracer = ExecTracer(
+        _filter(args), failed=args.failed, lost=True, capture=capture, buffer_size=buffer_size
+    )
     try:
         tracer.start()
     except ValueError as exc:  # an option names something that is not there
