@@ -84,7 +84,7 @@ def _is_recording(path: Optional[str]) -> bool:
         return False
     from execwatch import formats
 
-    return path.endswith((*formats._NDJSON, *formats._GZIP, formats._PARQUET))
+    return path.endswith(formats.SUFFIXES)
 
 
 def _create(path: str) -> TextIO:

@@ -16,6 +16,7 @@ Parquet can say that a few large values stand in every row, so that a small file
 from __future__ import annotations
 
 import os
+from io import BufferedReader
 from typing import Union
 
 from execwatch.errors import RecordingError
@@ -29,6 +30,9 @@ _Path = Union[str, "os.PathLike[str]"]
 _NDJSON = (".ndjson", ".jsonl", ".json")
 _GZIP = tuple(f"{suffix}.gz" for suffix in _NDJSON)
 _PARQUET = ".parquet"
+
+#: What the name of a recording ends with.
+SUFFIXES = (*_NDJSON, *_GZIP, _PARQUET)
 
 
 def open_writer(path: _Path, header: Header) -> Writer:
@@ -51,8 +55,7 @@ def open_writer(path: _Path, header: Header) -> Writer:
         from execwatch.formats.parquet import ParquetWriter
 
         return ParquetWriter(name, header)
-    accepted = ", ".join((*_NDJSON, *_GZIP, _PARQUET))
-    raise ValueError(f"path: expected a name that ends with one of {accepted}, got {name!r}")
+    raise ValueError(f"path: expected a name that ends with one of {', '.join(SUFFIXES)}, got {name!r}")
 
 
 def open_reader(path: _Path) -> Reader:
@@ -69,14 +72,18 @@ def open_reader(path: _Path) -> Reader:
     except IsADirectoryError:
         raise RecordingError(f"{name!r}: expected a file, got a folder") from None
     try:
-        magic = file.peek(4)[:4]
-        if magic == b"PAR1":
-            from execwatch.formats.parquet import ParquetReader
-
-            return ParquetReader(file, name)
-        from execwatch.formats.ndjson import NdjsonReader
-
-        return NdjsonReader(file, name, compressed=magic[:2] == b"\x1f\x8b")
+        return _reader(file, name)
     except BaseException:
         file.close()
         raise
+
+
+def _reader(file: BufferedReader, name: str) -> Reader:
+    magic = file.peek(4)[:4]
+    if magic == b"PAR1":
+        from execwatch.formats.parquet import ParquetReader
+
+        return ParquetReader(file, name)
+    from execwatch.formats.ndjson import NdjsonReader
+
+    return NdjsonReader(file, name, compressed=magic[:2] == b"\x1f\x8b")

@@ -69,7 +69,8 @@ class Writer(abc.ABC):
             self._release()
 
     @abc.abstractmethod
-    def _write(self, events: Sequence[AnyEvent]) -> None: ...
+    def _write(self, events: Sequence[AnyEvent]) -> None:
+        """Write the events, to a file that :func:`create` has opened; of none let go of what is held back."""
 
     @abc.abstractmethod
     def _end(self, stats: Optional[Stats]) -> None:
@@ -132,10 +133,16 @@ class Reader(abc.ABC):
         self._release()
 
     @abc.abstractmethod
-    def _read(self) -> Iterator[AnyEvent]: ...
+    def _read(self) -> Iterator[AnyEvent]:
+        """Yield the events, and set ``stats``, ``complete`` and ``skipped``.
+
+        A file that was cut is no error: it ends there, and is not ``complete``. What no cut
+        explains is one.
+        """
 
     @abc.abstractmethod
-    def _release(self) -> None: ...
+    def _release(self) -> None:
+        """Close the file."""
 
     def _error(self, what: object) -> RecordingError:
         return RecordingError(f"{self._path!r}: {what}")

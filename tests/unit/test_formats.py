@@ -228,7 +228,7 @@ def check_refused(path: pathlib.Path, event: AnyEvent, message: str) -> None:
         writer.close(Stats())
     if path.suffix != ".parquet":
         # With gzip the last second is still in the compressor.
-        left = events if path.suffix == ".ndjson" else []
+        left = [] if path.suffix == ".gz" else events
         assert read(path) == (HEADER_NOW, left, None, False, 0)
 
 

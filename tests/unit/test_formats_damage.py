@@ -16,7 +16,6 @@ from typing import Any, List
 import pytest
 
 from execwatch import RecordingError, Stats, formats, load, replay
-from execwatch.formats.ndjson import NdjsonReader
 from tests.unit.recorded import HEADER_NOW, every_format, hide, needs, read, some_events, write
 
 
@@ -228,13 +227,7 @@ def test_the_disk_fails(suffix: str, tmp_path: pathlib.Path) -> None:
     path = write(tmp_path / f"x{suffix}", some_events(5000))
     raw = _Failing(path)
     file: Any = io.BufferedReader(raw, 1000)
-    reader: formats.Reader
-    if suffix == ".parquet":
-        from execwatch.formats.parquet import ParquetReader
-
-        reader = ParquetReader(file, "x")
-    else:
-        reader = NdjsonReader(file, "x", suffix.endswith(".gz"))
+    reader = formats._reader(file, "x")
     raw.broken = True
     with reader, pytest.raises(OSError, match="Input/output error") as raised:
         list(reader)
