@@ -95,6 +95,8 @@ _NAMES = {
     "users": ("User", "Users"),
 }
 _LATE = {name: module for module, names in _NAMES.items() for name in names}
+#: For ``import *``; type checkers go by the list above.
+globals()["__all__"] = [name for name in _LATE if name != "load_ipython_extension"]
 
 
 def __getattr__(name: str) -> object:
@@ -107,4 +109,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> "list[str]":
-    return sorted({*globals(), *_LATE})
+    return sorted({*globals(), *_LATE} - {"TYPE_CHECKING"})

@@ -40,14 +40,16 @@ class MissingExtraError(ExecwatchError, ImportError):
 
     Attributes:
         extra: The name to install: ``pip install 'execwatch[extra]'``.
+        package: The package that is missing.
     """
 
-    def __init__(self, extra: str) -> None:
-        super().__init__(extra)
+    def __init__(self, extra: str, package: str) -> None:
+        super().__init__(extra, package)
         self.extra = extra
+        self.package = package
 
     def __str__(self) -> str:
-        return f"this needs an optional package: pip install 'execwatch[{self.extra}]'"
+        return f"{self.package} is needed for this, and not installed: pip install 'execwatch[{self.extra}]'"
 
 
 class PrivilegeError(ExecwatchError, PermissionError):

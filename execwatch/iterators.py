@@ -48,16 +48,17 @@ class Events(Iterator[Any]):
                     self._left -= 1
                 return event
             except IndexError:
-                if self._last or stream.ended():
-                    self._finish()
-                # What comes after a barrier, while its events are handed over, is not waited for.
-                self._last = self._barrier
-                if not stream.fill(self._deadline, barrier=self._barrier):
-                    self._finish()
+                pass  # and not wait in here: Ctrl-C would show this error as well
+            if self._last or stream.ended():
+                self._finish()
+            # What comes after a barrier, while its events are handed over, is not waited for.
+            self._last = self._barrier
+            if not stream.fill(self._deadline, barrier=self._barrier):
+                self._finish()
 
     def _finish(self) -> NoReturn:
         self.finished = True
-        raise StopIteration from None
+        raise StopIteration
 
 
 class AsyncEvents(AsyncIterator[Any]):
@@ -77,10 +78,11 @@ class AsyncEvents(AsyncIterator[Any]):
         while True:
             try:
                 return self._stream.pop()
-            except IndexError:
-                if self._stream.ended() or not await fill(self._stream, None):
-                    self.finished = True
-                    raise StopAsyncIteration from None
+            except IndexError:  # as above
+                pass
+            if self._stream.ended() or not await fill(self._stream, None):
+                self.finished = True
+                raise StopAsyncIteration
 
 
 async def fill(stream: Stream, deadline: Optional[float], barrier: bool = False) -> bool:

@@ -8,7 +8,9 @@ it has ``USAGE`` and ``EXIT_STATUS`` for its help.
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
+import os
 import sys
 from types import ModuleType
 from typing import List, Optional, Sequence, TextIO
@@ -73,8 +75,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         return OK  # whoever reads the output has seen enough, as with `| head`
     except Failure as exc:
         status = fail(str(exc), exc.status)
-    except (ExecwatchError, OSError) as exc:
+    except ExecwatchError as exc:
         status = fail(str(exc), _status(exc))
+    except OSError as exc:
+        status = fail(_told(exc), _status(exc))
     except Exception as exc:
         status = fail(f"this should not happen, please report it: {_where(exc)}", FAILED)
     return OWN_FAILURE if call.wraps and status in (FAILED, USAGE, NO_BCC, NO_PRIVILEGE) else status
@@ -94,6 +98,24 @@ def say(message: str) -> None:
         print(f"execwatch: {message}", file=sys.stderr, flush=True)
     except OSError:
         _discard(sys.stderr)
+
+
+def _told(error: OSError) -> str:
+    """What is wrong with which file, and what mends it."""
+    if error.strerror is None:
+        return str(error)
+    if error.filename is None:
+        return error.strerror
+    from execwatch import render
+
+    path = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else str(error.filename)
+    name = render.quote(path)
+    if error.errno == errno.ELOOP and os.path.islink(path):
+        return f"{name} is a symbolic link, which is not followed: name the file itself"
+    hint = ""
+    if error.errno == errno.EACCES and os.path.exists(path) and os.stat(path).st_uid != os.geteuid():
+        hint = f" (it belongs to another user: sudo chown $USER {name})"
+    return f"{name}: {error.strerror}{hint}"
 
 
 def _discard(stream: Optional[TextIO]) -> None:
@@ -169,7 +191,7 @@ def general_parser() -> argparse.ArgumentParser:
         "  sudo execwatch run --tree -- make    what did that build execute?\n"
         "  sudo execwatch record -o day.ndjson  keep what happens, for later\n"
         "  execwatch report day.ndjson          and look at it\n"
-        "  sudo execwatch --json | jq .argv     for programs\n"
+        "  sudo execwatch --json | jq -c .argv  for programs\n"
         "  execwatch doctor                     when it doesn't work\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

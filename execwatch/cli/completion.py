@@ -42,7 +42,7 @@ def script(shell: str) -> str:
     try:
         import shtab
     except ImportError:
-        raise MissingExtraError("cli") from None
+        raise MissingExtraError("cli", "shtab") from None
 
     parser = cli.general_parser()
     # Without a verb it is the first one.

@@ -11,7 +11,10 @@ def time_columns(group: argparse._ArgumentGroup, start: str) -> None:
     """Add -T and -t; ``start`` says since when the seconds are."""
     group.add_argument("-T", "--time", action="store_true", help="a column with the time of day (HH:MM:SS)")
     group.add_argument(
-        "-t", "--timestamp", action="store_true", help=f"a column with seconds since {start}; so without -T"
+        "-t",
+        "--timestamp",
+        action="store_true",
+        help=f"a column with seconds since {start} (the default, unless -T is given)",
     )
 
 

@@ -9,7 +9,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, List, Optional
 
-from execwatch import cli
+from execwatch import cli, render
 from execwatch.cli import command, options, output, screen, views
 from execwatch.cli.signals import Signals
 from execwatch.filters import Filter
@@ -23,7 +23,7 @@ USAGE = "execwatch record -o FILE [OPTION...] [[--] COMMAND [ARGUMENT...]]"
 EXAMPLES = """\
 Without a command it records the whole machine until Ctrl-C; with one, what
 that and its descendants do until they end. The file is written as it happens.
-It is for its owner alone, since arguments can hold secrets.
+A new one is for its owner alone, since arguments can hold secrets.
 
 examples:
   sudo execwatch record -o day.ndjson.gz              the machine, until Ctrl-C
@@ -33,8 +33,11 @@ examples:
   sudo execwatch report make.ndjson --tree            and look at it
 """
 
-EXIT_STATUS = f"""\
-{command.EXIT_STATUS}
+EXIT_STATUS = """\
+exit status:
+  with a command its own; 128+N where signal N ended it
+  125  execwatch itself failed
+  126  the command can't be executed       127  there is no such command
   without a command:
   0 done      1 failed      2 wrong usage      3 BCC is missing
   4 a privilege is missing
@@ -148,7 +151,7 @@ class _Counter:
 
 
 def _sum_up(stats: Stats, path: str, of_command: bool) -> None:
-    cli.say(f"{stats.delivered} events in {views.name(path)} ({_size(path)})")
+    cli.say(f"{render.count(stats.delivered, 'event')} in {views.name(path)} ({_size(path)})")
     running = stats.fork.delivered - stats.exit.delivered
     if of_command and running > 0:
         cli.say(f"still running: {running} of the command's processes")

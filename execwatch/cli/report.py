@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Callable, Iterable, Iterator, Optional
 
-from execwatch import cli
+from execwatch import cli, render
 from execwatch.cli import options, views
 from execwatch.cli.screen import Screen
 from execwatch.events import AnyEvent, ExecEvent, FailedExecEvent, LostEvents
@@ -25,7 +25,12 @@ examples:
   execwatch report make.ndjson --summary          the slowest, the failed
   execwatch report make.ndjson -x -n '^env$'      one name, failed attempts too
   execwatch report day.parquet -T -u www-data     one user's, with the time
-  execwatch report day.parquet --json | jq .argv  for programs
+  execwatch report day.parquet --json | jq 'select(.kind == "exec").argv'
+"""
+
+EXIT_STATUS = """\
+exit status:
+  0 done      1 it can't be read      2 wrong usage
 """
 
 
@@ -51,7 +56,8 @@ def run(args: argparse.Namespace) -> int:
         if not reader.complete:
             cli.say(f"{views.name(args.file)} was cut: the end is missing")
         if reader.skipped:
-            cli.say(f"{reader.skipped} events left out, of kinds that only a newer execwatch knows")
+            skipped = render.count(reader.skipped, "event")
+            cli.say(f"{skipped} left out, of kinds that only a newer execwatch knows")
         views.tell_lost(lost.count if reader.stats is None else reader.stats.lost)
     return cli.OK
 
@@ -66,12 +72,11 @@ def _show(args: argparse.Namespace, reader: Reader) -> _Lost:
         recording = _processes(events, wanted, reader)
         (views.tree if args.tree else views.summary)(recording, screen)
         return lost
-    chosen = events if wanted is None else filter(wanted, events)
     if args.json:
-        views.json_lines(chosen, screen)
+        views.json_lines(events if wanted is None else filter(wanted, events), screen)
     else:
-        seconds = args.timestamp or not args.time
-        views.table(chosen, screen, failed=args.failed, time_of_day=args.time, seconds=seconds)
+        columns = {"time_of_day": args.time, "seconds": args.timestamp or not args.time}
+        views.table(events, screen, failed=args.failed, wanted=wanted, **columns)
     return lost
 
 

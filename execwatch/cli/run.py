@@ -51,7 +51,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     end = parser.add_argument_group("when to end")
     end.add_argument(
-        "--timeout", metavar="SECONDS", type=options.seconds, help="kill the command after so long"
+        "--timeout",
+        metavar="SECONDS",
+        type=options.seconds,
+        help="kill the command (not what it has started) after so long",
     )
     command.linger_option(end)
     options.command(parser, "what to run, with its arguments")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import signal
-from typing import TYPE_CHECKING, Iterable, Optional, Sequence
+from typing import TYPE_CHECKING, Callable, Iterable, Optional, Sequence
 
 from execwatch import cli, render
 from execwatch.cli import rows
@@ -41,11 +41,13 @@ def table(
     failed: bool,
     time_of_day: bool = False,
     seconds: bool = True,
+    wanted: Optional[Callable[[AnyEvent], bool]] = None,
 ) -> None:
-    """Print the table; seconds count from the first event.
+    """Print the table; seconds count from the first event, whether that is wanted or not.
 
     Args:
         events: In order; those that are no programs are left out.
+        wanted: Which of them to print; None: all.
         screen: Where.
         failed: Also attempts that failed.
         time_of_day, seconds: Which columns of time.
@@ -55,6 +57,8 @@ def table(
     for event in events:
         if row is None:
             row = rows.table_row(event.boottime_ns, time_of_day=time_of_day, seconds=seconds)
+        if wanted is not None and not wanted(event):
+            continue
         if isinstance(event, ExecEvent) or (failed and isinstance(event, FailedExecEvent)):
             screen.line(row(event))
         elif isinstance(event, LostEvents):

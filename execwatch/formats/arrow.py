@@ -8,6 +8,6 @@ try:
     import pyarrow as pa
     import pyarrow.parquet as pq
 except ImportError:
-    raise MissingExtraError("arrow") from None
+    raise MissingExtraError("arrow", "pyarrow") from None
 
 __all__ = ("pa", "pq")

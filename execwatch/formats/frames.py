@@ -23,7 +23,7 @@ def data_frame(events: Sequence[AnyEvent]) -> pandas.DataFrame:
     try:
         import pandas
     except ImportError:
-        raise MissingExtraError("pandas") from None
+        raise MissingExtraError("pandas", "pandas") from None
     from execwatch.formats import columns
     from execwatch.formats.arrow import pa
 

@@ -173,7 +173,7 @@ def _graph_objects() -> Any:
     try:
         import plotly.graph_objects
     except ImportError:
-        raise MissingExtraError("notebook") from None
+        raise MissingExtraError("notebook", "plotly") from None
     return plotly.graph_objects
 
 

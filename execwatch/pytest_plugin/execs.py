@@ -81,7 +81,8 @@ class Execs:
             raise AssertionError(messages.unwanted(words, found, window))
 
     def __repr__(self) -> str:
-        return f"<Execs: {len(self._window().started)} programs>"
+        count = len(self._window().started)
+        return f"<Execs: {count} program{'s' * (count != 1)}>"
 
 
 def _words(program: Any, arguments: Tuple[Any, ...]) -> Tuple[str, ...]:

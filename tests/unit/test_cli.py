@@ -200,7 +200,7 @@ def test_an_error_is_a_message_and_a_status(
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("execwatch: ")
-    assert str(error) in err
+    assert (error.strerror if isinstance(error, OSError) and error.strerror else str(error)) in err
     assert "Traceback" not in err
 
 

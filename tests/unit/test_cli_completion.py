@@ -72,7 +72,7 @@ def test_without_the_extra_it_is_named(
     assert cli.main(["--print-completion", "bash"]) == 1
     assert capsys.readouterr() == (
         "",
-        "execwatch: this needs an optional package: pip install 'execwatch[cli]'\n",
+        "execwatch: shtab is needed for this, and not installed: pip install 'execwatch[cli]'\n",
     )
 
 

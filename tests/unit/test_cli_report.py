@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pathlib
@@ -12,7 +13,7 @@ from typing import Callable, List
 
 import pytest
 
-from execwatch import Recording, cli, load
+from execwatch import Recording, cli, formats, load
 
 from . import cli_recordings
 from .cli_recordings import process
@@ -176,14 +177,50 @@ def test_no_recording(options: List[str], tmp_path: pathlib.Path, capfd: pytest.
     assert "No such file" in capfd.readouterr().err
 
 
+def test_seconds_count_from_the_first_event_whatever_is_chosen(
+    build: str, report: Callable[..., List[str]]
+) -> None:
+    whole = report(build)[1:]
+    chosen = report(build, "-P", whole[-1].split()[3])[1:]
+    assert whole[-1] in chosen
+    assert whole[0] not in chosen
+    assert set(chosen) <= set(whole)
+
+
+def test_a_file_of_somebody_else(
+    build: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", build)
+
+    monkeypatch.setattr(formats, "open_reader", refuse)
+    monkeypatch.setattr(os, "geteuid", lambda: os.stat(build).st_uid + 1)
+    assert cli.main(["report", build]) == 1
+    assert capfd.readouterr().err == (
+        f"execwatch: {build}: Permission denied (it belongs to another user: sudo chown $USER {build})\n"
+    )
+
+
+def test_a_file_that_is_not_there(capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["report", "no\nsuch"]) == 1
+    assert capfd.readouterr().err == "execwatch: $'no\\nsuch': No such file or directory\n"
+
+
+def test_a_link_that_is_not_written_through(tmp_path: pathlib.Path) -> None:
+    link = tmp_path / "link.ndjson"
+    link.symlink_to("target")
+    with pytest.raises(OSError, match="link.ndjson") as refused:
+        cli_recordings.build().save(link)
+    told = cli._told(refused.value)
+    assert told == f"{link} is a symbolic link, which is not followed: name the file itself"
+
+
 def test_events_of_kinds_to_come(build: str, capfd: pytest.CaptureFixture[str]) -> None:
     lines = pathlib.Path(build).read_text().splitlines()
     lines.insert(2, '{"kind":"dance"}')
     pathlib.Path(build).write_text("\n".join(lines) + "\n")
     assert cli.main(["report", build]) == 0
-    assert (
-        "execwatch: 1 events left out, of kinds that only a newer execwatch knows" in capfd.readouterr().err
-    )
+    assert "execwatch: 1 event left out, of kinds that only a newer execwatch knows" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("options", [["x", "--tree", "--json"], [], ["x", "-u", "no-such-user"], ["x", "y"]])

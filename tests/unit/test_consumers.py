@@ -8,7 +8,7 @@ from typing import Any, List
 
 import pytest
 
-from execwatch import ExecTracer, Filter, StateError
+from execwatch import ExecTracer, Filter, StateError, stream
 from execwatch.testing import exec_event, fake_tracer, fork_event
 
 from .scripted import Background, ScriptedSource, numbered, numbers, tracer_over, tracing
@@ -140,3 +140,21 @@ def test_a_count_is_of_events_that_were_handed_over(monkeypatch: pytest.MonkeyPa
 def test_options_are_true_or_false(name: str, value: Any) -> None:
     with pytest.raises(TypeError, match=f"^{name}: expected True or False, got "):
         ExecTracer(**{name: value})
+
+
+def test_an_interrupt_while_it_waits_shows_no_other_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> bool:
+        raise KeyboardInterrupt
+
+    async def iterate(tracer: ExecTracer[Any]) -> None:
+        async for _ in tracer:
+            pass
+
+    with tracing(ScriptedSource([])) as tracer:
+        monkeypatch.setattr(stream.Stream, "fill", interrupt)
+        with pytest.raises(KeyboardInterrupt) as raised:
+            next(tracer.events())
+        assert raised.value.__context__ is None
+        with pytest.raises(KeyboardInterrupt) as raised:
+            asyncio.run(iterate(tracer))
+        assert not isinstance(raised.value.__context__, IndexError)

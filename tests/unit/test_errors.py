@@ -37,7 +37,7 @@ BUILTINS: Dict[Type[ExecwatchError], type] = {
 EXAMPLES: List[Tuple[ExecwatchError, Dict[str, object]]] = [
     (ExecwatchError("something"), {}),
     (BccNotFoundError("no BCC: apt install python3-bpfcc"), {}),
-    (MissingExtraError("cli"), {"extra": "cli"}),
+    (MissingExtraError("cli", "shtab"), {"extra": "cli", "package": "shtab"}),
     (PrivilegeError("CAP_BPF is missing"), {}),
     (
         NotSupportedError("BPF ring buffer", "5.8", "boot a newer one"),
@@ -93,7 +93,7 @@ def test_pickles_with_all_that_it_tells(
 
 
 def test_an_absent_extra_names_what_installs_it() -> None:
-    assert "pip install 'execwatch[cli]'" in str(MissingExtraError("cli"))
+    assert "pip install 'execwatch[cli]'" in str(MissingExtraError("cli", "shtab"))
 
 
 def test_an_unsupported_feature_names_the_kernel_that_has_it_and_the_remedy() -> None:
