@@ -103,6 +103,16 @@ INLINE u64 large_number(const void *base, u32 offset)
     return read_member(&value, sizeof(value), base, offset) ? value : 0;
 }
 
+/* A task's name, padded with NULs as filters compare it. Before Linux 5.17 what is left of an
+ * older, longer name stands behind it. */
+INLINE bool read_comm(const struct config *cfg, char *to, const void *task)
+{
+    if (!task || cfg->offset_task_comm == ABSENT)
+        return false;
+    __builtin_memset(to, 0, COMM_SIZE);
+    return bpf_probe_read_kernel_str(to, COMM_SIZE, (const char *)task + cfg->offset_task_comm) > 0;
+}
+
 /* The same two for loops, without a branch: each would double what the verifier follows.
  * The kernel has the member, that was seen to; what can't be read is 0. */
 INLINE void *step(const void *base, u32 offset)
@@ -236,7 +246,7 @@ INLINE void read_parent(const struct config *cfg, struct record *r, void *task, 
         r->valid |= VALID_PPID;
     if (read_start(cfg, &r->parent_start_boottime_ns, leader))
         r->valid |= VALID_PARENT_START;
-    if (read_member(&r->parent_comm, COMM_SIZE, leader, cfg->offset_task_comm))
+    if (read_comm(cfg, r->parent_comm, leader))
         r->valid |= VALID_PARENT_COMM;
 }
 
@@ -1281,7 +1291,7 @@ INLINE int on_last_exit(void *ctx, struct kind *k, void *task, void *signal, boo
         read_identity(cfg, r, leader, level, nested);
         r->tid = nested ? r->pid : (u32)bpf_get_current_pid_tgid();
         /* The process's, not that of the thread which happens to be the last. */
-        read_member(&r->comm, COMM_SIZE, leader, cfg->offset_task_comm);
+        read_comm(cfg, r->comm, leader);
         read_exec_time(r);
         r->status = exit_status(cfg, signal, leader);
         emit_process(ctx, k, leader);

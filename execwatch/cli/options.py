@@ -75,5 +75,5 @@ def regex(text: str) -> re.Pattern[str]:
     """Return a regular expression."""
     try:
         return re.compile(text)
-    except re.error as exc:
+    except (re.error, OverflowError, RecursionError) as exc:
         raise argparse.ArgumentTypeError(f"not a regular expression: {text!r}: {exc}") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import os
 from io import FileIO
+from os import getpid as _getpid  # a test may put something else in its place
 from types import TracebackType
 from typing import Any, Iterator, Optional, Sequence, Type
 
@@ -24,7 +25,7 @@ class Writer(abc.ABC):
     def __init__(self) -> None:
         self._closed = False
         self._failed = False
-        self._pid = os.getpid()
+        self._pid = _getpid()
 
     def write(self, events: Sequence[AnyEvent]) -> None:
         """Add events.
@@ -40,7 +41,7 @@ class Writer(abc.ABC):
         """
         if self._closed or self._failed:
             raise StateError("the recording is closed" if self._closed else "an earlier write has failed")
-        if os.getpid() != self._pid:
+        if _getpid() != self._pid:
             raise StateError("the recording is written by the process that forked")
         try:
             self._write(events)
@@ -63,7 +64,7 @@ class Writer(abc.ABC):
             return
         self._closed = True
         try:
-            if not self._failed and os.getpid() == self._pid:
+            if not self._failed and _getpid() == self._pid:
                 self._end(stats)
         finally:
             self._release()
@@ -172,7 +173,7 @@ def create(path: str) -> FileIO:
 class _File(FileIO):
     def __init__(self, path: str) -> None:
         super().__init__(path, "w", opener=_open)
-        self._pid = os.getpid()
+        self._pid = _getpid()
 
     def write(self, data: Any) -> int:
         """Write all of it; in a forked child nothing.
@@ -181,7 +182,7 @@ class _File(FileIO):
         the parent writes.
         """
         rest = memoryview(data)
-        while rest and os.getpid() == self._pid:
+        while rest and _getpid() == self._pid:
             rest = rest[super().write(rest) or 0 :]
         return len(data)
 

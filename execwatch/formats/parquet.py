@@ -17,7 +17,7 @@ from execwatch.formats.arrow import pa, pq
 from execwatch.formats.base import Reader, Writer, create
 from execwatch.formats.header import Header, header_from_dict, header_to_dict, stats_from_dict
 from execwatch.formats.layout import PAIRS, SCHEMA, TEXTS, TYPES
-from execwatch.plain import to_plain
+from execwatch.plain import short, to_plain
 
 #: A file begins with it, and ends.
 MAGIC = b"PAR1"
@@ -171,8 +171,8 @@ class ParquetReader(Reader):
         try:
             yield
         except (ValueError, pa.ArrowException) as exc:
-            raise self._error(exc) from None
+            raise self._error(short(str(exc))) from None
         except OSError as exc:
             if exc.errno is not None:
                 raise
-            raise self._error(f"damaged: {exc}") from None
+            raise self._error(f"damaged: {short(str(exc))}") from None

@@ -67,7 +67,10 @@ def load_ipython_extension(ipython: Any) -> None:
         from IPython.core.error import UsageError
 
         __tracebackhide__ = True  # from IPython's tracebacks: what they show is the cell's
-        args = parser.parse_argstring(line)
+        try:
+            args = parser.parse_argstring(line)
+        except ValueError as exc:  # a quote that is not closed
+            raise UsageError(f"%%execwatch: {exc}: {line!r}") from None
         if args.out is not None and (not args.out.isidentifier() or keyword.iskeyword(args.out)):
             raise UsageError(f"--out: expected the name of a variable, got {args.out!r}")
         code = _Cell(ipython, cell)

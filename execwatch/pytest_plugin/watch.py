@@ -9,9 +9,9 @@ the test before are dropped.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import Counter
+from os import getpid as _getpid  # a test may put something else in its place
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
 
 import attrs
@@ -129,7 +129,7 @@ class Watch:
     """
 
     def __init__(self) -> None:
-        self._pid = os.getpid()
+        self._pid = _getpid()
         filter = Filter(descendants_of=self._pid)
         options: Dict[str, Any] = {"forks": True, "exits": True, "lost": True, "buffer_size": _BUFFER}
         self._tracer: ExecTracer[Event] = ExecTracer(filter, **options)
@@ -143,7 +143,7 @@ class Watch:
     @property
     def mine(self) -> bool:
         """Whether this is the process that traces, not one that a test forked."""
-        return os.getpid() == self._pid
+        return _getpid() == self._pid
 
     def mark(self) -> Mark:
         """Return this moment."""

@@ -6,6 +6,7 @@ import contextlib
 import os
 import select
 import threading
+from os import getpid as _getpid  # a program's tests may put something else in its place
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Callable, List, Optional, Sequence, Tuple, Type, Union
 
@@ -17,6 +18,7 @@ from execwatch.filters import Filter
 from execwatch.recording.replaying import load
 from execwatch.recording.values import Recording
 from execwatch.tracer import ExecTracer
+from execwatch.wake import Pipe
 
 if TYPE_CHECKING:
     from execwatch.formats import Header, Writer
@@ -65,7 +67,7 @@ class Recorder:
     def __init__(
         self, filter: Optional[Filter], *, path: Union[str, os.PathLike[str], None], **options: Any
     ) -> None:
-        self._filter = Filter(descendants_of=os.getpid()) if filter is None else filter
+        self._filter = Filter(descendants_of=_getpid()) if filter is None else filter
         self._options = {"forks": True, "exits": True, "lost": True, **options}
         self._tracer: ExecTracer[Any] = ExecTracer(self._filter, **self._options)
         self._path = None if path is None else os.fspath(path)
@@ -79,6 +81,10 @@ class Recorder:
         self._error: Optional[BaseException] = None
         self._stats: Optional[Stats] = None
         self._pid = 0
+        #: Rings for the thread, while there is one.
+        self._bell: Optional[Pipe] = None
+        #: Of the thread, of the block.
+        self._done = self._over = False
 
     # -- Life -----------------------------------------------------------------------
 
@@ -88,7 +94,7 @@ class Recorder:
 
         if self._pid:
             raise StateError("a recorder is used once: make another one")
-        self._pid = os.getpid()
+        self._pid = _getpid()
         with contextlib.ExitStack() as undo:
             undo.callback(self._tracer.close)
             self._header = origin.here(self._filter, self._options)
@@ -96,12 +102,15 @@ class Recorder:
             if self._path is not None:  # only now: it empties a file that is there already
                 self._writer = formats.open_writer(self._path, self._header)
                 undo.callback(self._writer.close, None)
-            self._bell, self._rope = os.pipe()
-            undo.callback(os.close, self._bell)
-            undo.callback(os.close, self._rope)
+            self._bell = Pipe()
             # A daemon: where a program forgets the block's end, it can end all the same.
             self._thread = threading.Thread(target=self._run, name="execwatch recorder", daemon=True)
-            self._thread.start()
+            try:
+                self._thread.start()
+            except BaseException:  # Ctrl-C; the thread may run, and then it lets go of everything
+                if self._thread.ident is not None:
+                    self._end()
+                raise
             undo.pop_all()
         return self
 
@@ -111,22 +120,26 @@ class Recorder:
         exc: Optional[BaseException],
         traceback: Optional[TracebackType],
     ) -> None:
-        if os.getpid() != self._pid:  # a forked child: the thread is the parent's
+        if _getpid() != self._pid:  # a forked child: the thread is the parent's
             self._tracer.close()
+            if self._writer is not None:
+                self._writer.close(None)
+            self._bell = None
             return
         try:
-            self._tracer.stop()
-            self._ring()
-            self._thread.join()
-        finally:
-            self._tracer.close()
-            self._stats = self._tracer.stats()
-            os.close(self._bell)
-            os.close(self._rope)
-            if self._writer is not None:
-                self._writer.close(None if self._error else self._stats)
+            self._end()
+        except BaseException:  # Ctrl-C: what was recorded is to be whole all the same
+            self._end()
+            raise
         if self._error is not None and exc is None:
             raise self._error
+
+    def _end(self) -> None:
+        self._tracer.stop()
+        self._ring()
+        self._thread.join()
+        self._over = True
+        self._bell = None
 
     # -- Asking ---------------------------------------------------------------------
 
@@ -150,7 +163,7 @@ class Recorder:
         Raises:
             StateError: The block has not ended.
         """
-        if self._stats is None:
+        if not self._over:
             raise StateError("the recording is there after the with block; inside, take a snapshot()")
         if self._path is not None:
             return load(self._path)
@@ -161,8 +174,10 @@ class Recorder:
         return self._tracer.stats()
 
     def _check_inside(self) -> None:
-        if not self._pid or self._stats is not None:
+        if not self._pid or self._over:
             raise StateError("a recorder records inside its with block")
+        if _getpid() != self._pid:
+            raise StateError("this recorder belongs to the process that forked: make one here")
 
     def _sync(self) -> Tuple[AnyEvent, ...]:
         """Return all events that were complete before the call."""
@@ -170,47 +185,60 @@ class Recorder:
             self._asked += 1
             mine = self._asked
             self._ring()
-            self._news.wait_for(lambda: self._passed >= mine or not self._thread.is_alive())
+            self._news.wait_for(lambda: self._passed >= mine or self._done)
             return tuple(self._events)
 
     def _wait(self, condition: Callable[[Sequence[AnyEvent]], bool], seconds: float) -> None:
         """Wait until the condition holds for the events so far, or the time is up."""
         self._sync()
         with self._news:
-            self._news.wait_for(lambda: condition(self._events) or not self._thread.is_alive(), seconds)
+            self._news.wait_for(lambda: condition(self._events) or self._done, seconds)
 
     # -- The thread -------------------------------------------------------------------
 
+    # It lets go of everything itself: here comes no Ctrl-C.
+
     def _ring(self) -> None:
-        os.write(self._rope, b"!")
+        bell = self._bell
+        if bell is not None:
+            bell.fill()
 
     def _run(self) -> None:
+        assert self._bell is not None
         try:
-            with contextlib.suppress(StateError):  # closed
-                while self._round():
-                    pass
+            while self._round(self._bell):
+                pass
         except BaseException as exc:
             self._error = exc
-            self._tracer.stop()
-        finally:
-            with self._news:
-                self._news.notify_all()
+        try:
+            self._release()
+        except BaseException as exc:
+            self._error = self._error or exc
+        with self._news:
+            self._done = True
+            self._news.notify_all()
 
-    def _round(self) -> bool:
+    def _release(self) -> None:
+        self._tracer.close()
+        self._stats = self._tracer.stats()
+        if self._writer is not None:
+            self._writer.close(None if self._error else self._stats)
+
+    def _round(self, bell: Pipe) -> bool:
         """Wait for events and take them in; False at the end."""
         poll = select.poll()
         poll.register(self._tracer.fileno(), select.POLLIN)
-        poll.register(self._bell, select.POLLIN)
+        poll.register(bell.read_end, select.POLLIN)
         ready = dict(poll.poll(_IDLE * 1000 if self._held_back else None))
         if not ready and self._writer is not None:
             self._writer.write(())
             self._held_back = False
             return True
-        if self._bell not in ready:  # let others join it, but for a call
+        if bell.read_end not in ready:  # let others join it, but for a call
             poll.unregister(self._tracer.fileno())
             ready = dict(poll.poll(_GATHER * 1000))
-        if self._bell in ready:
-            os.read(self._bell, 4096)
+        if bell.read_end in ready:
+            bell.drain()
         asked = self._asked
         events = self._tracer.read(timeout=0)
         if events:

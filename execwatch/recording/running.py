@@ -5,17 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from typing import Any, Iterable, List, Mapping, Optional, Sequence, Set, Tuple, Union
+from typing import Any, Iterable, List, Mapping, Optional, Sequence, Set, Union
 
 from execwatch import arguments
 from execwatch.events import AnyEvent, ExitEvent, LostEvents
+from execwatch.recording import pipes
 from execwatch.recording.recorder import record
 from execwatch.recording.values import Recording
 
 Command = Union[str, bytes, "os.PathLike[str]", Sequence[Union[str, bytes, "os.PathLike[str]"]]]
-
-#: Seconds after which a command is looked at again whose output somebody may hold open.
-_LOOK = 0.05
 
 
 def run(
@@ -38,6 +36,8 @@ def run(
         recording = execwatch.run(["make", "-j2"], cwd="src")
         print(recording.summary())
 
+    A process that the command makes with CLONE_PARENT (clone(2)) counts as its sibling, and is not in it.
+
     Args:
         args: As :func:`subprocess.run` takes it, and so are the others that it knows:
         input, capture_output, timeout, check, popen: among them ``cwd``, ``env``, ``user``,
@@ -58,19 +58,19 @@ def run(
     arguments.deadline(timeout)
     _check_linger(linger)
     if capture_output:
-        if "stdout" in popen or "stderr" in popen:
+        if popen.get("stdout") is not None or popen.get("stderr") is not None:
             raise ValueError("capture_output: stdout and stderr may not be given with it")
         popen.update(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     if input is not None:
-        if "stdin" in popen:
+        if popen.get("stdin") is not None:
             raise ValueError("input: stdin may not be given with it")
         popen["stdin"] = subprocess.PIPE
     with record(**{"failed": failed, **(tracer or {})}) as recorder:
         since_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         with subprocess.Popen(args, **popen) as process:
-            done, expired = _communicate(process, input, timeout, linger)
+            done, expired, ended = pipes.communicate(process, input, timeout, linger)
         tree = _Tree(process.pid, since_ns)
-        recorder._wait(tree.ended, linger)
+        recorder._wait(tree.ended, max(0.0, ended + linger - time.monotonic()))
     whole = recorder.recording
     events = _Tree(process.pid, since_ns).select(whole)
     alive = [p for p in Recording(events).processes if p.alive]
@@ -98,53 +98,6 @@ def _check_linger(linger: Any) -> None:
         raise ValueError(f"linger: expected 0 or more seconds, got {linger!r}")
 
 
-_Outcome = Tuple["subprocess.CompletedProcess[Any]", Optional[subprocess.TimeoutExpired]]
-
-
-def _communicate(
-    process: subprocess.Popen[Any], input: Any, timeout: Optional[float], linger: float
-) -> _Outcome:
-    """Wait for the command as :func:`subprocess.run` does.
-
-    But for one thing: a process that outlives the command and holds its output open is
-    waited for no longer than ``linger``.
-    """
-    deadline = arguments.deadline(timeout)
-    piped = process.stdout is not None or process.stderr is not None
-    ended: Optional[float] = None
-    try:
-        while True:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            step = left if not piped else _LOOK if left is None else min(_LOOK, left)
-            try:
-                out, err = process.communicate(input, timeout=step)
-                return subprocess.CompletedProcess(process.args, process.returncode, out, err), None
-            except subprocess.TimeoutExpired as exc:
-                input, now = None, time.monotonic()
-                output = _text(exc.output, process.stdout), _text(exc.stderr, process.stderr)
-            if process.poll() is not None:
-                ended = now if ended is None else ended
-                if now - ended >= linger:
-                    return subprocess.CompletedProcess(process.args, process.returncode, *output), None
-            elif deadline is not None and now >= deadline:
-                assert timeout is not None
-                process.kill()
-                process.wait()
-                done = subprocess.CompletedProcess(process.args, process.returncode, *output)
-                return done, subprocess.TimeoutExpired(process.args, timeout, *output)
-    except BaseException:  # Ctrl-C
-        process.kill()
-        raise
-
-
-def _text(data: Optional[bytes], stream: Any) -> Any:
-    """What was read of a stream so far; of one of text too it comes as bytes."""
-    encoding = getattr(stream, "encoding", None)
-    if data is None or encoding is None:
-        return data
-    return data.decode(encoding, stream.errors).replace("\r\n", "\n").replace("\r", "\n")
-
-
 class _Tree:
     """A process and its descendants, out of all events of this process's.
 
@@ -163,9 +116,10 @@ class _Tree:
 
     def ended(self, events: Sequence[AnyEvent]) -> bool:
         """Whether all of them have ended, as far as these events tell; they may only become more."""
-        for event in events[self._seen :]:
+        count = len(events)  # they become more meanwhile
+        for event in events[self._seen : count]:
             self._takes(event)
-        self._seen = len(events)
+        self._seen = count
         return self._root is not None and not self._alive
 
     def select(self, events: Iterable[AnyEvent]) -> List[AnyEvent]:

@@ -243,7 +243,7 @@ def test_how_far_a_recording_is_and_its_end_by_ctrl_c(terminal: Terminal, folder
     lines = terminal.end(130)
     assert len(lines) == 1  # that of the counter is gone
     recording = package.load(folder / "x.ndjson")
-    assert re.match(rf"(\^C)*execwatch: {len(recording)} events in x\.ndjson \([\d.]+ [kM]?B\)$", lines[0])
+    assert re.match(rf"(\^C)*execwatch: {len(recording):,} events in x\.ndjson \([\d.]+ [kM]?B\)$", lines[0])
     assert recording.complete
 
 
@@ -260,7 +260,7 @@ def test_a_command_is_recorded_without_a_counter(terminal: Terminal) -> None:
     terminal.type("execwatch record -o x.ndjson -- sh -c 'echo out; exit 3'")
     said, told = terminal.end(3)
     assert said == "out"
-    assert re.match(r"execwatch: \d+ events in x\.ndjson \([\d.]+ [kM]?B\)$", told)
+    assert re.match(r"execwatch: [\d,]+ events in x\.ndjson \([\d.]+ [kM]?B\)$", told)
 
 
 # -- report -----------------------------------------------------------------------------

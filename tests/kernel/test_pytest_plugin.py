@@ -409,6 +409,18 @@ FORKS = """
         os.waitpid(pid, 0)
 
     @pytest.mark.no_exec
+    def test_that_hides_its_pid(monkeypatch):
+        monkeypatch.setattr(os, "getpid", lambda: 1234)
+        os.waitpid(os.posix_spawn("/bin/true", ["true"], {}), 0)
+
+    @pytest.mark.no_exec
+    def test_that_forbids_files(monkeypatch):
+        def forbid(*_):
+            raise AssertionError("a file was opened")
+
+        monkeypatch.setattr("builtins.open", forbid)
+
+    @pytest.mark.no_exec
     def test_forks_still():
         pass
 
@@ -440,7 +452,8 @@ COUNTS = """
 def test_forks_threads_and_descriptors(tmp_path: pathlib.Path) -> None:
     run = suites.run(tmp_path, {"test_suite.py": FORKS, "conftest.py": COUNTS})
     assert {name for name, outcome in run.outcomes.items() if outcome != "passed"} == {
-        "test_a_fork_that_executes"
+        "test_a_fork_that_executes",
+        "test_that_hides_its_pid",
     }, run.output
     assert re.search(
         r"  true \(PID\)\n    <- \S+ \(PID\), forked\n    <- the test process \(PID\)",

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from typing import Callable, Dict, List
+from typing import Any, Callable, Dict, List, Optional
 
 import pytest
 
@@ -140,6 +140,53 @@ def test_a_daemon_that_ends_in_time_is_no_rest() -> None:
     assert sorted(p.exit_code or 0 for p in recording.processes) == [0, 0, 4]
 
 
+def test_input_that_is_read_late() -> None:
+    result = execwatch.run(
+        ["sh", "-c", "sleep 0.2; wc -c"], input=b"x" * 1_000_003, capture_output=True
+    ).result
+    assert result is not None
+    assert (result.returncode, result.stdout.strip(), result.stderr) == (0, b"1000003", b"")
+
+
+def test_input_that_nobody_reads() -> None:
+    result = execwatch.run(["true"], input="é" * 100_003, capture_output=True, encoding="utf-8").result
+    assert result is not None
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("options", [{}, {"stderr": subprocess.STDOUT}, {"text": True, "encoding": "utf-8"}])
+def test_output_is_what_subprocess_reads(options: Dict[str, Any]) -> None:
+    """A character whose bytes come one by one, ends of lines, and more than a pipe holds."""
+    script = r"printf '\303'; sleep 0.2; printf '\251\r\n'; seq 200003; echo err >&2"
+    pipes: Dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    result, expected = (
+        execwatch.run(["sh", "-c", script], **pipes).result,
+        subprocess.run(["sh", "-c", script], **pipes),
+    )
+    assert result == expected or vars(result) == vars(expected)
+
+
+@pytest.mark.parametrize(("text", "said"), [(True, "hi\n"), (False, b"hi\n")])
+def test_output_that_is_held_open(text: bool, said: object) -> None:
+    """The command's own is there whole, also where nobody waits; what holds it open is named."""
+    for _ in range(COUNT):
+        recording = execwatch.run(
+            ["sh", "-c", "sleep 60 & echo hi"], capture_output=True, text=text, linger=0
+        )
+        (sleeper,) = recording.still_running
+        os.kill(sleeper.pid, signal.SIGKILL)
+        assert recording.result is not None
+        assert (recording.result.stdout, recording.result.stderr) == (said, "" if text else b"")
+
+
+def test_none_is_what_is_not_given() -> None:
+    result = execwatch.run(
+        ["cat"], input=b"x", capture_output=True, stdin=None, stdout=None, stderr=None
+    ).result
+    assert result is not None
+    assert result.stdout == b"x"
+
+
 def test_check_and_timeout_raise_with_the_recording() -> None:
     with pytest.raises(subprocess.CalledProcessError) as failed:
         execwatch.run(["sh", "-c", "true; exit 7"], check=True)
@@ -199,6 +246,48 @@ def test_ctrl_c_ends_the_command_too(programs: Programs) -> None:
 
 
 # -- record ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["ndjson", "ndjson.gz", "parquet"])
+def test_ctrl_c_at_the_end_leaves_a_whole_file(
+    suffix: str, tmp_path: pathlib.Path, programs: Programs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if suffix == "parquet":
+        pytest.importorskip("pyarrow", reason="needs the extra arrow")
+    path, nothing = tmp_path / f"x.{suffix}", programs("nothing")
+    join = threading.Thread.join
+    interrupts = iter([KeyboardInterrupt()])
+
+    def interrupted(thread: threading.Thread, timeout: Optional[float] = None) -> None:
+        for interrupt in interrupts:
+            raise interrupt
+        join(thread, timeout)
+
+    monkeypatch.setattr(threading.Thread, "join", interrupted)
+    with pytest.raises(KeyboardInterrupt), execwatch.record(path=path):
+        execute(nothing, path=nothing)
+    recording = execwatch.load(path)
+    assert recording.complete
+    assert [argv[0] for argv in commands(recording)] == [nothing]
+
+
+def test_a_recorder_is_its_process_s(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "x.ndjson"
+    with execwatch.record(path=path) as recorder:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                with pytest.raises(StateError, match="process that forked"):
+                    recorder.snapshot()
+                recorder.__exit__(None, None, None)
+                held = [
+                    os.readlink(entry.path) for entry in os.scandir("/proc/self/fd") if entry.is_symlink()
+                ]
+                os._exit(sum("bpf" in name or name == str(path) for name in held))
+            except BaseException:
+                os._exit(99)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert recorder.recording.complete
 
 
 def test_what_this_process_starts_is_recorded(programs: Programs) -> None:

@@ -310,7 +310,9 @@ def test_a_pid_that_is_used_again_within_a_clock_tick_is_one_process_in_the_tabl
             assert process.duration_ns >= 0
             shared += process.key in {event.process_key for event in events} and len(events) == 3
             assert shared > before
-    assert len({process.key for process in table if process.pid == pid}) < shared, "some came in one tick"
+    keys = {process.key for process in table if process.pid == pid}
+    if not EMULATED:  # there a process takes several ticks
+        assert len(keys) < shared, "some came in one tick"
 
 
 def free_pid() -> int:

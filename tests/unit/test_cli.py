@@ -221,6 +221,7 @@ def test_ctrl_c_before_the_start(monkeypatch: pytest.MonkeyPatch, capsys: pytest
         (["-u", "no-such-user"], "there is no user 'no-such-user'"),
         (["-P", "0"], "'0'"),
         (["-l", "*"], "not a regular expression: '*'"),
+        (["-l", "a{99999999999}"], "not a regular expression: 'a{99999999999}'"),
         (["--duration", "nan"], "'nan'"),
         (["--duration", "soon"], "'soon'"),
         (["--count", "0"], "'0'"),
