@@ -37,10 +37,10 @@ class Screen:
     """
 
     def __init__(self, stream: Optional[TextIO]) -> None:
-        self.terminal = terminal(stream)
+        self.terminal: bool = terminal(stream)
         self._output = Output(stream)
         self._paint = _painter(stream)
-        self.plain = self._paint is _plain
+        self.plain: bool = self._paint is _plain
         self._waiting: List[str] = []
         self._size = 0
 

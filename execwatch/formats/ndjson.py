@@ -181,7 +181,7 @@ class NdjsonReader(Reader):
             self._number = 1
             raise self._error("expected a header; the file is empty, or was cut in its first line")
         try:
-            self.header = header_from_dict(jsontext.loads(first))
+            self.header: Header = header_from_dict(jsontext.loads(first))
         except ValueError as exc:
             raise self._error(f"not the header of a recording: {exc}") from None
 
@@ -192,7 +192,7 @@ class NdjsonReader(Reader):
             event = self._quick(line) or self._careful(line)
             if event is not None:
                 yield event
-        self.complete = self.stats is not None and not self._cut
+        self.complete: bool = self.stats is not None and not self._cut
         self._file.close()
 
     def _release(self) -> None:
@@ -246,7 +246,7 @@ class NdjsonReader(Reader):
             if type(kind) is not str or kind == "header":
                 raise ValueError(f'expected an event, {{"kind": ...}}, got {short(data)}')
             if kind == "end":
-                self.stats = stats_from_dict(data.get("stats"))
+                self.stats: Optional[Stats] = stats_from_dict(data.get("stats"))
             elif kind in KINDS:
                 return event_from_dict(data)
             else:

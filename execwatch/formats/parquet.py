@@ -129,7 +129,7 @@ class ParquetReader(Reader):
             metadata = self._parquet.schema_arrow.metadata or {}
             if _HEADER not in metadata:
                 raise ValueError("not a recording: its metadata has no 'execwatch'")
-            self.header = header_from_dict(jsontext.loads(metadata[_HEADER]))
+            self.header: Header = header_from_dict(jsontext.loads(metadata[_HEADER]))
             rows.check(self._parquet.schema_arrow)
 
     def _check_end(self) -> None:
@@ -158,8 +158,8 @@ class ParquetReader(Reader):
             raise self._error(f"damaged: {left} of {self._parquet.metadata.num_rows} rows are not there")
         with self._refused():
             stats = (self._parquet.metadata.metadata or {}).get(_STATS)
-            self.stats = None if stats is None else stats_from_dict(jsontext.loads(stats))
-        self.complete = self.stats is not None
+            self.stats: Optional[Stats] = None if stats is None else stats_from_dict(jsontext.loads(stats))
+        self.complete: bool = self.stats is not None
         self._release()
 
     def _release(self) -> None:

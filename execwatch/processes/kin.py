@@ -66,15 +66,15 @@ class Entry:
     __slots__ = ("container", "end", "exact", "key", "parent", "pid", "program", "start_ns", "uid")
 
     def __init__(self, key: str, pid: int, parent: Parent, program: Program) -> None:
-        self.key = key
-        self.pid = pid
-        self.parent = parent
-        self.program = program
+        self.key: str = key
+        self.pid: int = pid
+        self.parent: Parent = parent
+        self.program: Program = program
         self.uid: Optional[int] = None
         self.container: Optional[Container] = None
         self.start_ns: Optional[int] = None
         #: Whether an event told the start: /proc tells it in clock ticks.
-        self.exact = False
+        self.exact: bool = False
         self.end: Optional[End] = None
 
     def process(self) -> Process:
@@ -124,7 +124,7 @@ class Arguments:
     """
 
     def __init__(self) -> None:
-        self.size = 0
+        self.size: int = 0
         self._held: Dict[str, Tuple[str, ...]] = {}
         self._shares: Dict[int, int] = {}
 
@@ -182,7 +182,7 @@ class Kin:
         self._spare: OrderedDict[str, None] = OrderedDict()
         #: Theirs.
         self._arguments = Arguments()
-        self.forgotten_ns = forgotten_ns
+        self.forgotten_ns: int = forgotten_ns
         for entry in sorted(entries, key=_latest):  # then each comes behind the others
             self.insert(entry)
 
