@@ -11,13 +11,14 @@ import os
 from io import BufferedReader
 from typing import Iterator, List, Optional, Sequence
 
+from execwatch import render
 from execwatch.events import AnyEvent, Stats
 from execwatch.formats import columns, jsontext, rows
 from execwatch.formats.arrow import pa, pq
 from execwatch.formats.base import Reader, Writer, create
 from execwatch.formats.header import Header, header_from_dict, header_to_dict, stats_from_dict
 from execwatch.formats.layout import PAIRS, SCHEMA, TEXTS, TYPES
-from execwatch.plain import short, to_plain
+from execwatch.plain import to_plain
 
 #: A file begins with it, and ends.
 MAGIC = b"PAR1"
@@ -171,8 +172,14 @@ class ParquetReader(Reader):
         try:
             yield
         except (ValueError, pa.ArrowException) as exc:
-            raise self._error(short(str(exc))) from None
+            raise self._error(_printable(exc)) from None
         except OSError as exc:
             if exc.errno is not None:
                 raise
-            raise self._error(f"damaged: {short(str(exc))}") from None
+            raise self._error(f"damaged: {_printable(exc)}") from None
+
+
+def _printable(error: Exception) -> str:
+    """pyarrow quotes the file as it is, over several lines."""
+    text = " ".join(str(error).split())
+    return text if text.isprintable() else render.escape(text)
