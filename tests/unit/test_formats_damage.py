@@ -210,6 +210,26 @@ def test_parquet_that_is_damaged(tmp_path: pathlib.Path) -> None:
             assert list(load(path)) == events
 
 
+@needs("pyarrow")
+def test_what_is_wrong_with_parquet_is_told_on_one_printable_line(tmp_path: pathlib.Path) -> None:
+    """What pyarrow says of the end quotes it, and has several lines."""
+    path = write(tmp_path / "x.parquet", some_events(50))
+    data = path.read_bytes()
+    begin = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    chance = random.Random(1)
+    told = set()
+    for _ in range(300):
+        damaged = bytearray(data)
+        damaged[chance.randrange(begin, len(data))] ^= 1 << chance.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            load(path)
+        except RecordingError as exc:
+            told.add(str(exc))
+    assert len(told) > 10
+    assert all(map(str.isprintable, told))
+
+
 class _Failing(io.FileIO):
     """A file on a disk that fails at some time."""
 
