@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import shutil
 import subprocess
 
 import nox
@@ -69,8 +70,11 @@ def typing(session: nox.Session) -> None:
     session.run("pyright", "--ignoreexternal", "--verifytypes", "execwatch")
     texts = session.create_tmp()
     session.run("python", "tests/readme.py", texts)
-    for checker in (["mypy", "--strict", "--config-file="], ["pyright"]):
-        session.run(*checker, "tests/typing", texts)
+    shutil.copytree("tests/typing", texts, dirs_exist_ok=True)
+    # From there, where the package is the installed one, as it is for its users.
+    with session.chdir(texts):
+        for checker in (["mypy", "--strict", "--config-file="], ["pyright"]):
+            session.run(*checker, ".")
 
 
 @nox.session
