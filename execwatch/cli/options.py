@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import re
-from typing import List
+from typing import TYPE_CHECKING, List, Optional, Union
+
+if TYPE_CHECKING:
+    from execwatch.events import ExecEvent, FailedExecEvent
 
 
 def time_columns(group: argparse._ArgumentGroup, start: str) -> None:
@@ -18,6 +21,14 @@ def time_columns(group: argparse._ArgumentGroup, start: str) -> None:
     )
 
 
+def failed(
+    group: argparse._ArgumentGroup,
+    help: str = "also attempts that failed, with the negative errno as RET; slows every system call a little",
+) -> None:
+    """Add -x."""
+    group.add_argument("-x", "--failed", action="store_true", help=help)
+
+
 def choices(group: argparse._ArgumentGroup) -> None:
     """Add -u, -P, -n, -l: which programs."""
     group.add_argument("-u", "--uid", metavar="USER", type=user, help="this user's (id or name)")
@@ -26,6 +37,17 @@ def choices(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "-l", "--line", metavar="REGEX", type=regex, help="whose arguments match, joined by spaces"
     )
+
+
+def named(
+    event: Union[ExecEvent, FailedExecEvent],
+    name: Optional[re.Pattern[str]],
+    line: Optional[re.Pattern[str]],
+) -> bool:
+    """Whether -n and -l choose an event; None: all."""
+    if name and not name.search(event.comm):
+        return False
+    return not line or line.search(" ".join(event.argv or ())) is not None
 
 
 def command(parser: argparse.ArgumentParser, help: str) -> None:

@@ -59,12 +59,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="the file; its format goes by its name: .ndjson, .ndjson.gz or .parquet",
     )
-    what.add_argument(
-        "-x",
-        "--failed",
-        action="store_true",
-        help="also attempts that failed; slows every system call a little",
-    )
+    options.failed(what, "also attempts that failed; slows every system call a little")
     machine = parser.add_argument_group("without a command")
     machine.add_argument(
         "-u",
@@ -132,6 +127,8 @@ class _Counter:
         self._shown = screen.terminal(sys.stderr)
 
     def show(self) -> None:
+        if not self._shown:
+            return
         stats = self._recorder.stats()
         text = f"execwatch: {stats.delivered} events, {stats.lost} lost, {_size(self._path)}; Ctrl-C ends it"
         self._put(text[: (screen.columns(sys.stderr) or 80) - 1])

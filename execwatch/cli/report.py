@@ -37,12 +37,7 @@ exit status:
 def configure(parser: argparse.ArgumentParser) -> None:
     show = views.options(parser)
     options.time_columns(show, "the first event")
-    show.add_argument(
-        "-x",
-        "--failed",
-        action="store_true",
-        help="in the table also attempts that failed, where they were recorded",
-    )
+    options.failed(show, "in the table also attempts that failed, where they were recorded")
     choose = parser.add_argument_group("which programs; in the tree and summary, processes that executed one")
     options.choices(choose)
     parser.add_argument("file", metavar="FILE", help="the recording")
@@ -102,12 +97,9 @@ def _wanted(args: argparse.Namespace) -> Optional[Callable[[AnyEvent], bool]]:
     def wanted(event: AnyEvent) -> bool:
         if not isinstance(event, (ExecEvent, FailedExecEvent)):
             return isinstance(event, LostEvents)
-        return not (
-            (uid is not None and event.uid != uid)
-            or (ppid is not None and event.ppid != ppid)
-            or (name and not name.search(event.comm))
-            or (line and not line.search(" ".join(event.argv or ())))
-        )
+        if (uid is not None and event.uid != uid) or (ppid is not None and event.ppid != ppid):
+            return False
+        return options.named(event, name, line)
 
     return wanted
 

@@ -36,12 +36,7 @@ EXIT_STATUS = command.EXIT_STATUS
 
 def configure(parser: argparse.ArgumentParser) -> None:
     show = views.options(parser)
-    show.add_argument(
-        "-x",
-        "--failed",
-        action="store_true",
-        help="also attempts that failed, with the negative errno as RET; slows every system call a little",
-    )
+    options.failed(show)
     show.add_argument(
         "-o",
         "--output",

@@ -81,10 +81,8 @@ def leave_ctrl_c() -> None:
             os.write(sys.stdout.fileno(), b"\n")
 
 
-def columns(stream: Optional[TextIO]) -> int:
+def columns(stream: TextIO) -> int:
     """Return the width of the terminal, which may change at any time; 0: it doesn't tell."""
-    if stream is None:  # closed
-        return 0
     try:
         return os.get_terminal_size(stream.fileno()).columns
     except OSError:

@@ -9,7 +9,7 @@ import time
 from typing import Any, Callable, Iterator, List, Optional
 
 from execwatch import cli
-from execwatch.cli import options, rows, screen
+from execwatch.cli import options, rows, screen, views
 from execwatch.events import Event, ExecEvent, FailedExecEvent, LostEvents
 from execwatch.filters import Filter
 from execwatch.tracer import CAPTURE, DEFAULT_BUFFER_SIZE, ExecTracer
@@ -35,12 +35,7 @@ _LOOK_AROUND = 1.0
 def configure(parser: argparse.ArgumentParser) -> None:
     show = parser.add_argument_group("what to show")
     options.time_columns(show, "the start")
-    show.add_argument(
-        "-x",
-        "--failed",
-        action="store_true",
-        help="also attempts that failed, with the negative errno as RET; slows every system call a little",
-    )
+    options.failed(show)
     show.add_argument("--json", action="store_true", help="one JSON object a line, with all that is known")
     choose = parser.add_argument_group("which programs")
     options.choices(choose)
@@ -109,9 +104,7 @@ def _selection(args: argparse.Namespace) -> Optional[Callable[[Event], bool]]:
     def wanted(event: Event) -> bool:
         if not isinstance(event, (ExecEvent, FailedExecEvent)):
             return True
-        return not (name and not name.search(event.comm)) and not (
-            line and not line.search(" ".join(event.argv or ()))
-        )
+        return options.named(event, name, line)
 
     return wanted
 
@@ -134,8 +127,7 @@ def _printer(args: argparse.Namespace, start_ns: int) -> Callable[[List[Event]],
     if args.json:
 
         def show_json(events: List[Any]) -> None:
-            out.text("".join(map(rows.json_line, events)))
-            out.flush()
+            views.json_lines(events, out)
 
         return show_json
 

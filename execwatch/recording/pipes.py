@@ -13,7 +13,7 @@ import select
 import selectors
 import subprocess
 import time
-from typing import IO, Any, Dict, Optional, Tuple
+from typing import IO, Any, Dict, Optional, Tuple, cast
 
 from execwatch import arguments
 
@@ -49,12 +49,11 @@ def communicate(
     try:
         with _Pipes(process, input) as pipes:
             ended = _wait(process, pipes, deadline, linger)
-            expired = ended is None
-            if expired:
+            if ended is None:
                 process.kill()
                 process.wait()
                 pipes.drain()
-            output = pipes.text(process.stdout, cut=expired), pipes.text(process.stderr, cut=expired)
+            output = [pipes.text(each, cut=ended is None) for each in (process.stdout, process.stderr)]
     except KeyboardInterrupt:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_GRACE)
@@ -64,10 +63,10 @@ def communicate(
         process.kill()
         raise
     done = subprocess.CompletedProcess(process.args, process.returncode, *output)
-    if expired:
+    if ended is None:
         assert timeout is not None
         return done, subprocess.TimeoutExpired(process.args, timeout, *output), time.monotonic()
-    return done, None, ended or 0.0
+    return done, None, ended
 
 
 def _wait(
@@ -102,10 +101,10 @@ class _Pipes:
     def __init__(self, process: subprocess.Popen[Any], input: Any) -> None:
         self._selector = selectors.DefaultSelector()
         self._output: Dict[IO[Any], bytearray] = {}
-        self._stdin = process.stdin
+        self._stdin = cast(Any, process.stdin)
         self._input = memoryview(b"")
         if isinstance(input, str):
-            self._input = memoryview(input.encode(_encoding(self._stdin), _errors(self._stdin)))
+            self._input = memoryview(input.encode(self._stdin.encoding, self._stdin.errors))
         elif input is not None:
             self._input = memoryview(input).cast("B")
         for stream in (process.stdout, process.stderr):
@@ -150,7 +149,7 @@ class _Pipes:
             if not self.open or not self.turn(0):
                 return
 
-    def text(self, stream: Optional[IO[Any]], *, cut: bool) -> Any:
+    def text(self, stream: Any, *, cut: bool) -> Any:
         """Return what was read of a stream, as the stream would have given it.
 
         Args:
@@ -162,11 +161,10 @@ class _Pipes:
         if not hasattr(stream, "encoding"):
             return data
         cut = cut or stream in self._selector.get_map()
-        decoder = codecs.getincrementaldecoder(_encoding(stream))(_errors(stream))
+        decoder = codecs.getincrementaldecoder(stream.encoding)(stream.errors)
         return decoder.decode(data, final=not cut).replace("\r\n", "\n").replace("\r", "\n")
 
     def _write(self) -> None:
-        assert self._stdin is not None
         try:
             self._input = self._input[os.write(self._stdin.fileno(), self._input[:_WRITE]) :]
         except BrokenPipeError:  # it reads no more
@@ -176,14 +174,5 @@ class _Pipes:
             self._close_input()
 
     def _close_input(self) -> None:
-        assert self._stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._stdin.close()
-
-
-def _encoding(stream: Any) -> str:
-    return stream.encoding  # type: ignore[no-any-return]
-
-
-def _errors(stream: Any) -> str:
-    return stream.errors or "strict"
