@@ -217,7 +217,6 @@ OFFSETS: Mapping[str, Tuple[str, str]] = {
     "kernfs_node_name": ("kernfs_node", "name"),
     "task_cred": ("task_struct", "cred"),
     "task_loginuid": ("task_struct", "loginuid"),
-    "task_sessionid": ("task_struct", "sessionid"),
     "task_fs": ("task_struct", "fs"),
     "cred_uid": ("cred", "uid"),
     "cred_caps": ("cred", "cap_inheritable"),
@@ -271,7 +270,39 @@ OFFSETS: Mapping[str, Tuple[str, str]] = {
 #: other (CONFIG_RANDSTRUCT), its offset is ABSENT.
 RUNS: Mapping[str, Tuple[int, Tuple[str, ...]]] = {
     "cred_uid": (4, ("uid", "gid", "suid", "sgid", "euid", "egid", "fsuid", "fsgid")),
+    "task_loginuid": (4, ("loginuid", "sessionid")),
     "cred_caps": (8, ("cap_inheritable", "cap_permitted", "cap_effective", "cap_bset", "cap_ambient")),
+}
+#: Members that are read in one go where they lie within BLOCK_SIZE_MAX bytes, each with its size; by a
+#: name of our own. Not one byte more is read: behind a structure may be no memory.
+BLOCKS: Mapping[str, Mapping[str, int]] = {
+    "task_ids": {
+        "task_tgid": 4,
+        "task_real_parent": 8,
+        "task_group_leader": 8,
+        "task_thread_pid": 8,
+    },
+    "task_links": {"task_cred": 8, "task_fs": 8, "task_nsproxy": 8, "task_signal": 8},
+    "nsproxy": {
+        f"nsproxy_{name}": 8 for name in ("uts_ns", "ipc_ns", "mnt_ns", "net_ns", "time_ns", "cgroup_ns")
+    },
+    "bprm": {"bprm_filename": 8, "bprm_interp": 8, "bprm_argc": 4},
+    "mm": {"mm_arg_start": 8, "mm_arg_end": 8},
+    "file": {"file_mnt": 8, "file_dentry": 8, "file_inode": 8},
+    "fs": {"fs_pwd_mnt": 8, "fs_pwd_dentry": 8},
+    "dentry": {"dentry_d_parent": 8, "dentry_name": 8, "dentry_hashed": 8},
+    "mount": {"mount_mnt_parent": 8, "mount_mnt_mountpoint": 8},
+    "kernfs_node": {"kernfs_node_parent": 8, "kernfs_node_name": 8},
+    "inode": {
+        "inode_mode": 2,
+        "inode_uid": 4,
+        "inode_gid": 4,
+        "inode_ino": 8,
+        "inode_sb": 8,
+        "inode_size": 8,
+        "inode_ctime_s": 8,
+        "inode_ctime_ns": 4,
+    },
 }
 #: Found otherwise: elements of an array, and a bit field.
 SIGNAL_PIDS = {"signal_sid": "PIDTYPE_SID", "signal_pgid": "PIDTYPE_PGID"}
@@ -293,16 +324,11 @@ CONFIG: Layout = (
     ("u32", "argv_size"),
     ("u32", "env_size"),  # 0: none
     ("u32", "capture"),  # CAPTURE
-    ("u32", "track"),  # 1: the table of processes wants execs, forks and exits, whatever the filter says
     ("u32", "bit_bprm_secureexec"),
     ("u32", "cgroup_index"),  # of the v1 hierarchy in css_set.subsys; ABSENT: cgroup v2
     ("u32", "include"),  # FILTER_BITS that have to hit
     ("u32", "exclude"),  # FILTER_BITS that, all hit, exclude
     ("u32", "exclude_final"),  # 1: the kernel's part of the exclusion is all of it
-    (
-        "u32",
-        "arming",
-    ),  # parts: log in ``forks`` each fork by a process that is not known to be in all of them
     ("u32", "tree"),  # 1: a filter names a tree of processes
     ("u32", "forks"),  # 1: fork records are wanted, not only the tree kept
     ("u32", "exits"),  # 1: likewise
@@ -311,6 +337,17 @@ CONFIG: Layout = (
     ("u32", "room_failed"),  # bytes of the ring that failed attempts may fill
     ("u32", "room_process"),  # bytes of the ring that forks and exits may fill
     *(("u32", f"offset_{name}") for name in (*OFFSETS, *SIGNAL_PIDS)),
+    # Where each block begins and how long it is, and where in it each member; ABSENT: it is not in it.
+    *(("u32", f"{what}_{name}") for name in BLOCKS for what in ("first", "size")),
+    *(("u32", f"at_{member}") for members in BLOCKS.values() for member in members),
+)
+
+#: In instructions, for the address of the value of the map ``config``.
+CONFIG_MARK = 0x6769666E6F637765  # no number of the program's own
+#: What can change while programs run, and is in a map of its own: ``config`` is frozen.
+SWITCHES: Layout = (
+    ("u32", "arming"),  # parts: log in ``forks`` each fork by a process that is not known to be in all of them
+    ("u32", "track"),  # 1: the table of processes wants execs, forks and exits, whatever the filter says
 )
 
 FILTER_KEY: Layout = (("char16", "value"), ("u32", "field"))
@@ -359,6 +396,7 @@ LIMITS = {
     "CGROUP_SKIP_MAX": 128,
     "ANCESTORS_MAX": 32,
     "LARGE_HEAD_MAX": 40960,  # more than a record without its argv can have
+    "BLOCK_SIZE_MAX": 256,
     "COMM_SIZE": 16,
     "PID_NS_LEVELS": 33,
     "FAILED_ARGS_MAX": 64,
@@ -384,6 +422,7 @@ def c_header() -> str:
         "record": RECORD,
         "context": CONTEXT,
         "config": CONFIG,
+        "switches": SWITCHES,
         "filter_key": FILTER_KEY,
         "tree_value": TREE_VALUE,
         "fork_value": FORK_VALUE,
@@ -393,6 +432,7 @@ def c_header() -> str:
     }
     lines = ["/* Made by `nox -s images` from execwatch/wire.py, which explains it. Do not edit. */", ""]
     lines += [f"#define {name} {value:#x}" for name, value in constants.items()]
+    lines += [f'#define CONFIG_MARK "{CONFIG_MARK:#x}"']
     for name, layout in structs.items():
         lines += ["", f"struct {name} {{"]
         lines += [f"    {_c_member(kind, member)};" for kind, member in layout]

@@ -8,7 +8,8 @@ from typing import Dict
 
 from execwatch.build import images, source
 from execwatch.build.compiler import compile_image
-from execwatch.kernel import bpf
+from execwatch import wire
+from execwatch.kernel import bpf, filtering, setup
 from execwatch.kernel.image import PROGRAM_TYPES, ProgramImage
 from execwatch.kernel.loader import LoadedImage, relocate
 
@@ -32,15 +33,36 @@ def main() -> None:
             raise SystemExit(f"{target}: a program takes more than {STEPS_MAX} steps")
 
 
+def everything() -> bytes:
+    """Return the configuration that leaves the most in a program: all is asked for, on this kernel."""
+    options = setup.Options(
+        probe="tracepoint",
+        failed=True,
+        forks=True,
+        exits=True,
+        buffer="ring",
+        buffer_size=1 << 22,
+        argv_size=2 << 20,
+        latency=0.0,
+        capture=frozenset(wire.CAPTURE),
+        env=True,
+    )
+    bits = sum(wire.FILTER_BITS.values())
+    asked = {"include": bits, "exclude": bits, "exclude_final": 1}
+    kernel_filter = filtering.KernelFilter(asked, (), {1: wire.INCLUDE})
+    return wire.pack(wire.CONFIG, setup.plan(options, kernel_filter, setup.read_clock()).config)
+
+
 def verify(image: ProgramImage) -> Dict[str, int]:
-    """Return the steps that this kernel's verifier takes for each program.
+    """Return the steps that this kernel's verifier takes for each program, where all is asked for.
 
     Raises:
         LoadError: It refused one.
     """
     steps = {}
+    frozen = {"config": everything()}
     for program in image.programs:
-        loaded = LoadedImage(image, [program.name], {})
+        loaded = LoadedImage(image, [program.name], {}, frozen)
         try:
             code = relocate(program, loaded.maps)
             steps[program.name] = bpf.verifier_steps(PROGRAM_TYPES[program.type], code, image.license)

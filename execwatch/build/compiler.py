@@ -10,6 +10,7 @@ import subprocess
 import sys
 from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
+from execwatch import wire
 from execwatch.build import bcc
 from execwatch.build._child import EXIT_NO_BCC
 from execwatch.build.source import FOLDER, OPTIONS, digest
@@ -19,7 +20,9 @@ from execwatch.kernel.image import MapDefinition, Program, ProgramImage
 _CHILD = os.path.join(FOLDER, "_child.py")
 
 _LD_IMM64 = 0x18  # takes two instructions' room
-_PSEUDO_MAP_FD = 1
+_PSEUDO_MAP_FD, _PSEUDO_MAP_VALUE = 1, 2
+#: The numbers that stand for the address of a map's value.
+_MARKS = {wire.CONFIG_MARK: "config"}
 _PERF_EVENT_ARRAY = 4
 
 _Relocations = Tuple[Tuple[int, str], ...]
@@ -66,15 +69,14 @@ def compile_image(
 
 
 def relocate(code: bytes, names: Mapping[int, str]) -> Tuple[bytes, _Relocations]:
-    """Take the map descriptors out of instructions.
+    """Take the map descriptors out of instructions, and the marks that stand for a map's value.
 
     Args:
         code: ``struct bpf_insn`` in a row.
         names: Each map's name by its descriptor.
 
     Returns:
-        The instructions with 0 in place of each descriptor, and which map belongs
-        at which index.
+        The instructions with 0 in place of each, and which map belongs at which index.
 
     Raises:
         CompileError: An instruction refers to something else.
@@ -83,14 +85,19 @@ def relocate(code: bytes, names: Mapping[int, str]) -> Tuple[bytes, _Relocations
     relocations: List[Tuple[int, str]] = []
     index = 0
     while index < len(code) // 8:
-        opcode, registers, number = struct.unpack_from("<BB2xi", code, index * 8)
+        opcode, registers, low, high = struct.unpack_from("<BB2xI4xI", code + bytes(8), index * 8)
         if opcode != _LD_IMM64:
             index += 1
             continue
-        kind = registers >> 4
-        if kind == _PSEUDO_MAP_FD and number in names:
-            relocations.append((index, names[number]))
-            struct.pack_into("<i", result, index * 8 + 4, 0)
+        kind, mark = registers >> 4, high << 32 | low
+        if kind == _PSEUDO_MAP_FD and low in names:
+            relocations.append((index, names[low]))
+            struct.pack_into("<I", result, index * 8 + 4, 0)
+        elif not kind and mark in _MARKS:
+            relocations.append((index, _MARKS[mark]))
+            struct.pack_into(
+                "<BB2xI4xI", result, index * 8, opcode, registers | _PSEUDO_MAP_VALUE << 4, 0, 0
+            )
         elif kind:
             raise CompileError(f"instruction {index} refers to no map of the program")
         index += 2

@@ -6,7 +6,9 @@
  * Compiled by BCC without kernel headers. No kernel structure is known here:
  * the offsets of their members come from the kernel's BTF and lie, with all
  * else that can differ from one tracer to the next, in the map `config`. So one
- * compiled image serves every kernel and every filter.
+ * compiled image serves every kernel and every filter. That map is frozen before
+ * programs are loaded: the verifier reads it (since Linux 5.5), and takes out of a
+ * program what the tracer did not ask for.
  *
  * What both halves have to agree on is in record.h, which is made from wire.py.
  */
@@ -21,10 +23,22 @@
 /* What of an exec's record has a fixed place. */
 #define EXEC_HEAD (sizeof(struct record) + sizeof(struct context))
 
+/* Copies of structures of the kernel, or of parts of them: see BLOCK. And where some were. */
+struct copies {
+    char task_ids[BLOCK_SIZE_MAX];
+    char task_links[BLOCK_SIZE_MAX];
+    char nsproxy[BLOCK_SIZE_MAX];
+    char other[BLOCK_SIZE_MAX];
+    void *volatile proxy;
+    void *volatile cgroup;
+    void *volatile node;
+};
+
 /* A record is put together here, then copied into the ring in one go. */
 struct scratch {
     struct record record;
     char data[2 * PATH_SIZE_MAX + ARGV_SIZE_MAX];
+    struct copies copies;
 };
 
 /* Where a walk along a path is: the entry, its mount, and that mount's root. */
@@ -43,11 +57,13 @@ struct exec_scratch {
     struct record record;
     struct context context;
     char data[STRINGS_MAX + ENV_SIZE_MAX + ARGV_SIZE_MAX];
+    struct copies copies;
     struct walk walk;
 };
 
 /* Sizes that stand here are the least; the loader sets those that matter. */
-BPF_ARRAY(config, struct config, 1);
+BPF_F_TABLE("array", u32, struct config, config, 1, 1 << 7 /* BPF_F_RDONLY_PROG */);
+BPF_ARRAY(switches, struct switches, 1);
 BPF_PERCPU_ARRAY(counters, struct counters, KINDS);
 BPF_PERCPU_ARRAY(scratch, struct scratch, KINDS);
 /* One a CPU: a per-CPU map's value may not exceed 32 KiB. */
@@ -69,6 +85,22 @@ INLINE u64 opaque(u64 value)
 {
     asm volatile("" : "+r"(value));
     return value;
+}
+
+/* The value of the map `config`: the loader puts its address in the mark's place. */
+INLINE const struct config *get_config(void)
+{
+    const struct config *cfg;
+    asm("%0 = " CONFIG_MARK " ll" : "=r"(cfg));
+    return cfg;
+}
+
+/* What can change while programs run. */
+INLINE struct switches get_switches(void)
+{
+    u32 zero = 0;
+    struct switches none = {}, *found = switches.lookup(&zero);
+    return found ? *found : none;
 }
 
 /* ---- Kernel memory -------------------------------------------------------- */
@@ -102,6 +134,29 @@ INLINE u64 large_number(const void *base, u32 offset)
     u64 value = 0;
     return read_member(&value, sizeof(value), base, offset) ? value : 0;
 }
+
+/* Members that lie near each other are read in one go, which takes hardly longer than to read
+ * one of them. Which these are, and where, is in the configuration, all constants for the verifier. */
+#define READ_BLOCK(block, name, base) bpf_probe_read_kernel(block, cfg->size_##name, (const char *)(base) + cfg->first_##name)
+
+/* A member of a structure of which there is a block: at `at` in it, or, where this kernel has it
+ * elsewhere, at `offset` of the structure. 0 where it can't be read. */
+INLINE u64 part(const char *block, u32 at, const void *base, u32 offset, u32 bytes)
+{
+    u64 value = 0;
+
+    if (at == ABSENT)
+        return read_member(&value, bytes, base, offset) ? value : 0;
+    if (bytes == 8)
+        return *(const u64 *)(block + at);
+    return bytes == 4 ? *(const u32 *)(block + at) : *(const u16 *)(block + at);
+}
+
+#define PART(block, base, member, bytes) part(block, cfg->at_##member, base, cfg->offset_##member, bytes)
+#define POINTER(block, base, member) ((void *)PART(block, base, member, 8))
+
+/* The same in loops: no branch, for the reason told at step. The block has it, that was seen to. */
+#define STEP(block, member) (*(void *const volatile *)((block) + cfg->at_##member))
 
 /* A task's name, padded with NULs as filters compare it. Before Linux 5.17 what is left of an
  * older, longer name stands behind it. */
@@ -144,12 +199,15 @@ INLINE u64 differs(u64 a, u64 b)
  * ids that processes have there. To find that level costs the verifier much of its
  * time, so such programs stand beside those without. */
 
-/* struct upid is { int nr; struct pid_namespace *ns; } in every kernel since 4.15. */
-#define UPID_SIZE 16
+/* So in every kernel since 4.15. */
+struct upid {
+    int nr;
+    void *ns; /* struct pid_namespace */
+};
 
 INLINE const void *upid_at(const struct config *cfg, const void *pid, u32 level)
 {
-    return (const char *)pid + cfg->offset_pid_numbers + UPID_SIZE * level;
+    return (const char *)pid + cfg->offset_pid_numbers + sizeof(struct upid) * level;
 }
 
 INLINE void *pid_ns_at(const struct config *cfg, const void *pid, u32 level)
@@ -236,12 +294,19 @@ INLINE void *cgroup_of(const struct config *cfg, void *task)
 
 /* ---- Who: the head of a record ---------------------------------------------- */
 
-INLINE void read_parent(const struct config *cfg, struct record *r, void *task, u32 level, bool nested)
+INLINE void read_parent(const struct config *cfg, struct record *r, struct copies *copies, void *task, u32 level,
+                        bool nested)
 {
-    void *parent = follow(task, cfg->offset_task_real_parent);
-    void *leader = follow(parent, cfg->offset_task_group_leader);
+    void *parent = POINTER(copies->task_ids, task, task_real_parent);
+    char *block = copies->other;
 
-    r->ppid = visible_pid(cfg, leader, level, nested);
+    READ_BLOCK(block, task_ids, parent);
+    /* What is told of a process is told of its leader; its id is that of each of its threads. */
+    void *leader = POINTER(block, parent, task_group_leader);
+    if (nested)
+        r->ppid = visible_pid(cfg, leader, level, nested);
+    else
+        r->ppid = PART(block, parent, task_tgid, 4);
     if (r->ppid)
         r->valid |= VALID_PPID;
     if (read_start(cfg, &r->parent_start_boottime_ns, leader))
@@ -250,35 +315,41 @@ INLINE void read_parent(const struct config *cfg, struct record *r, void *task, 
         r->valid |= VALID_PARENT_COMM;
 }
 
-INLINE void read_mount_ns(const struct config *cfg, struct record *r, void *task)
+INLINE void read_mount_ns(const struct config *cfg, struct record *r, struct copies *copies, void *task)
 {
-    void *proxy = follow(task, cfg->offset_task_nsproxy);
-    void *mnt = follow(proxy, cfg->offset_nsproxy_mnt_ns);
+    void *proxy = POINTER(copies->task_links, task, task_nsproxy);
 
+    copies->proxy = proxy;
+    READ_BLOCK(copies->nsproxy, nsproxy, proxy);
+    void *mnt = POINTER(copies->nsproxy, proxy, nsproxy_mnt_ns);
     r->mnt_ns = number(mnt, cfg->offset_mnt_namespace_inum);
     if (r->mnt_ns)
         r->valid |= VALID_MNT_NS;
 }
 
 /* `leader` leads the thread group that the record is about. */
-INLINE void read_identity(const struct config *cfg, struct record *r, void *leader, u32 level, bool nested)
+INLINE void read_identity(const struct config *cfg, struct record *r, struct copies *copies, void *leader, u32 level,
+                          bool nested)
 {
     u64 ids = bpf_get_current_uid_gid();
 
+    READ_BLOCK(copies->task_ids, task_ids, leader);
+    READ_BLOCK(copies->task_links, task_links, leader);
     r->cpu = bpf_get_smp_processor_id();
-    r->host_pid = number(leader, cfg->offset_task_tgid);
-    r->pid = visible_pid(cfg, leader, level, nested);
+    r->host_pid = PART(copies->task_ids, leader, task_tgid, 4);
+    r->pid = nested ? visible_pid(cfg, leader, level, nested) : r->host_pid;
     r->uid = ids;
     r->gid = ids >> 32;
     bpf_get_current_comm(&r->comm, COMM_SIZE);
     if (read_start(cfg, &r->start_boottime_ns, leader))
         r->valid |= VALID_START;
-    void *cgroup = cgroup_of(cfg, leader);
-    r->cgroup_id = large_number(follow(cgroup, cfg->offset_cgroup_kn), cfg->offset_kernfs_node_id);
+    copies->cgroup = cgroup_of(cfg, leader);
+    copies->node = follow(copies->cgroup, cfg->offset_cgroup_kn);
+    r->cgroup_id = large_number(copies->node, cfg->offset_kernfs_node_id);
     if (r->cgroup_id)
         r->valid |= VALID_CGROUP;
-    read_parent(cfg, r, leader, level, nested);
-    read_mount_ns(cfg, r, leader);
+    read_parent(cfg, r, copies, leader, level, nested);
+    read_mount_ns(cfg, r, copies, leader);
 }
 
 /* ---- Whether: the filter ---------------------------------------------------- */
@@ -386,7 +457,7 @@ INLINE bool wanted(const struct config *cfg, struct record *r)
     if (passes(cfg, r))
         return true;
     r->flags |= FLAG_UNWANTED;
-    return cfg->track;
+    return get_switches().track;
 }
 
 /* ---- What: the strings behind the head ---------------------------------------- */
@@ -420,11 +491,16 @@ INLINE void append_interp(struct exec_scratch *s, const char *interp)
     END(&s->record) = at + size;
 }
 
+/* What the kernel has noted of the exec. */
 INLINE void append_filenames(const struct config *cfg, struct exec_scratch *s, void *bprm)
 {
-    const char *filename = follow(bprm, cfg->offset_bprm_filename);
-    const char *interp = follow(bprm, cfg->offset_bprm_interp);
+    char *block = s->copies.other;
 
+    READ_BLOCK(block, bprm, bprm);
+    const char *filename = POINTER(block, bprm, bprm_filename);
+    const char *interp = POINTER(block, bprm, bprm_interp);
+
+    s->record.argc = PART(block, bprm, bprm_argc, 4);
     append_filename(s, filename);
     if (interp == filename)
         s->record.valid |= VALID_INTERP;
@@ -444,9 +520,8 @@ INLINE bool append_name(char *data, u64 at, volatile u32 *used, const char *name
     if (there > PATH_SIZE_MAX)
         return false;
     u64 size = opaque(bpf_probe_read_kernel_str(data + at + there, NAME_SIZE_MAX, name));
-    if (size >= NAME_SIZE_MAX) /* perhaps cut */
-        return false;
-    *used = there + size;
+    /* Where it failed or was perhaps cut, so much that the next one finds no room. */
+    *used = there + size + ((size / NAME_SIZE_MAX & 0xffff) << 16);
     return true;
 }
 
@@ -454,56 +529,60 @@ INLINE bool append_name(char *data, u64 at, volatile u32 *used, const char *name
  * False where the path is too long or deep, or ends elsewhere (in another namespace, at
  * a mount that was taken away), and then it is not known. The walk goes through memory
  * for the same reason as END. */
-INLINE bool append_path(const struct config *cfg, struct exec_scratch *s, u64 at, volatile u32 *used, void *task,
-                        void *mnt, void *dentry)
+INLINE bool append_path(const struct config *cfg, struct exec_scratch *s, u64 at, volatile u32 *used, void *mnt,
+                        void *dentry)
 {
-    void *ns = follow(follow(task, cfg->offset_task_nsproxy), cfg->offset_nsproxy_mnt_ns);
+    void *ns = POINTER(s->copies.nsproxy, s->copies.proxy, nsproxy_mnt_ns);
     volatile struct walk *w = &s->walk;
+    char *block = s->copies.other;
 
     w->dentry = (u64)dentry;
     w->mount = (u64)mnt - cfg->offset_mount_mnt;
     w->root = (u64)step(mnt, cfg->offset_vfsmount_mnt_root);
-    if (!mnt || !w->root)
+    if (!mnt || !w->root || !cfg->size_dentry || !cfg->size_mount)
         return false;
     for (u32 i = 0; i < PATH_DEPTH_MAX; i++) {
         void *here = (void *)w->dentry;
-        void *parent = step(here, cfg->offset_dentry_d_parent);
-        if (here == parent || here == (void *)w->root) {
+        READ_BLOCK(block, dentry, here);
+        void *parent = STEP(block, dentry_d_parent);
+        if (!(differs((u64)here, (u64)parent) & differs((u64)here, w->root))) {
             char *mount = (char *)w->mount;
-            char *below = step(mount, cfg->offset_mount_mnt_parent);
+            READ_BLOCK(block, mount, mount);
+            char *below = STEP(block, mount_mnt_parent);
             if (below == mount)
                 return step(mount, cfg->offset_mount_mnt_ns) == ns;
-            w->dentry = (u64)step(mount, cfg->offset_mount_mnt_mountpoint);
+            w->dentry = (u64)STEP(block, mount_mnt_mountpoint);
             w->root = (u64)step(below, cfg->offset_mount_mnt + cfg->offset_vfsmount_mnt_root);
             w->mount = (u64)below;
             continue;
         }
         w->dentry = (u64)parent;
-        if (!append_name(s->data, at, used, step(here, cfg->offset_dentry_name)))
+        if (!append_name(s->data, at, used, STEP(block, dentry_name)))
             return false;
     }
     return false;
 }
 
-INLINE void append_exe(const struct config *cfg, struct exec_scratch *s, void *task, void *file)
+INLINE void append_exe(const struct config *cfg, struct exec_scratch *s, void *mnt, void *dentry)
 {
-    void *mnt = follow(file, cfg->offset_file_mnt);
-    void *dentry = follow(file, cfg->offset_file_dentry);
     struct record *r = &s->record;
+    char *block = s->copies.other;
     u64 at = END(r);
     bool known;
 
     if (at > NAMES_MAX)
         return;
-    if (large_number(dentry, cfg->offset_dentry_hashed) == 0)
+    READ_BLOCK(block, dentry, dentry);
+    if (PART(block, dentry, dentry_hashed, 8) == 0)
         s->context.bits |= CONTEXT_UNHASHED;
     /* A file that is in no directory has but the name that it was made with (memfd_create). */
-    if (dentry && dentry == follow(dentry, cfg->offset_dentry_d_parent) &&
+    if (dentry && dentry == POINTER(block, dentry, dentry_d_parent) &&
         dentry != follow(mnt, cfg->offset_vfsmount_mnt_root)) {
         s->context.bits |= CONTEXT_DETACHED;
-        known = append_name(s->data, at, &r->exe_size, follow(dentry, cfg->offset_dentry_name));
+        const char *name = POINTER(block, dentry, dentry_name);
+        known = append_name(s->data, at, &r->exe_size, name);
     } else {
-        known = append_path(cfg, s, at, &r->exe_size, task, mnt, dentry);
+        known = append_path(cfg, s, at, &r->exe_size, mnt, dentry);
     }
     if (known)
         r->valid |= VALID_EXE_PATH;
@@ -514,14 +593,17 @@ INLINE void append_exe(const struct config *cfg, struct exec_scratch *s, void *t
 
 INLINE void append_cwd(const struct config *cfg, struct exec_scratch *s, void *task)
 {
-    void *fs = follow(task, cfg->offset_task_fs);
+    void *fs = POINTER(s->copies.task_links, task, task_fs);
     struct record *r = &s->record;
+    char *block = s->copies.other;
     u64 at = END(r);
 
     if (at > NAMES_MAX + PATH_ROOM)
         return;
-    if (append_path(cfg, s, at, &r->cwd_size, task, follow(fs, cfg->offset_fs_pwd_mnt),
-                    follow(fs, cfg->offset_fs_pwd_dentry)))
+    READ_BLOCK(block, fs, fs);
+    void *mnt = POINTER(block, fs, fs_pwd_mnt);
+    void *dentry = POINTER(block, fs, fs_pwd_dentry);
+    if (append_path(cfg, s, at, &r->cwd_size, mnt, dentry))
         r->valid |= VALID_CWD;
     else
         r->cwd_size = 0;
@@ -531,15 +613,15 @@ INLINE void append_cwd(const struct config *cfg, struct exec_scratch *s, void *t
 /* The path of the task's cgroup, up to the root of its hierarchy, at `at` of the data. Of a
  * very deep one the upper part: whoever may make cgroups in a container must not be able
  * to hide it by making many. */
-INLINE void append_cgroup(const struct config *cfg, struct record *r, char *data, u64 at, void *task)
+INLINE void append_cgroup(const struct config *cfg, struct record *r, struct copies *copies, char *data, u64 at)
 {
-    void *cgroup = cgroup_of(cfg, task);
-    void *node = follow(cgroup, cfg->offset_cgroup_kn);
+    void *node = copies->node;
     volatile u32 *depth = &r->cgroup_size;
+    char *block = copies->other;
 
-    if (!node)
+    if (!node || !cfg->size_kernfs_node)
         return;
-    *depth = number(cgroup, cfg->offset_cgroup_level);
+    *depth = number(copies->cgroup, cfg->offset_cgroup_level);
     if (*depth >= CGROUP_DEPTH_MAX)
         r->flags |= FLAG_CGROUP_CUT;
     for (u32 i = 0; i < CGROUP_SKIP_MAX && *depth >= CGROUP_DEPTH_MAX; i++) {
@@ -548,12 +630,13 @@ INLINE void append_cgroup(const struct config *cfg, struct record *r, char *data
     }
     r->cgroup_size = 0;
     for (u32 i = 0; i < CGROUP_DEPTH_MAX; i++) {
-        void *parent = step(node, cfg->offset_kernfs_node_parent);
+        READ_BLOCK(block, kernfs_node, node);
+        void *parent = STEP(block, kernfs_node_parent);
         if (!parent) {
             r->valid |= VALID_CGROUP_PATH;
             break;
         }
-        if (!append_name(data, at, &r->cgroup_size, step(node, cfg->offset_kernfs_node_name)))
+        if (!append_name(data, at, &r->cgroup_size, STEP(block, kernfs_node_name)))
             break;
         node = parent;
     }
@@ -600,14 +683,15 @@ INLINE void read_injected(const struct config *cfg, struct record *r, void *lead
 /* Where the arguments of the program are, and how many bytes of them to take. The
  * kernel has just written these pages of the new program's stack, and nobody has
  * run there since: what is read is what the program gets. */
-INLINE u64 argv_of(const struct config *cfg, struct record *r, void *task, const char **start)
+INLINE u64 argv_of(const struct config *cfg, struct record *r, struct copies *copies, void *task,
+                   const char **start)
 {
     void *mm = follow(task, cfg->offset_task_mm);
-    const char *end = follow(mm, cfg->offset_mm_arg_end);
-    u64 size;
+    char *block = copies->other;
 
-    *start = follow(mm, cfg->offset_mm_arg_start);
-    size = end - *start;
+    READ_BLOCK(block, mm, mm);
+    *start = POINTER(block, mm, mm_arg_start);
+    u64 size = PART(block, mm, mm_arg_end, 8) - (u64)*start;
     if (size <= cfg->argv_size)
         return size;
     r->flags |= FLAG_ARGV_TRUNCATED;
@@ -681,23 +765,23 @@ INLINE u32 gains(const struct config *cfg, const void *bprm)
 
 INLINE void read_creds(const struct config *cfg, struct exec_scratch *s, void *task)
 {
-    void *cred = follow(task, cfg->offset_task_cred);
+    void *cred = POINTER(s->copies.task_links, task, task_cred);
     struct context *c = &s->context;
 
     if (read_member(&c->uid, 32, cred, cfg->offset_cred_uid) &&
         read_member(&c->cap_inheritable, 40, cred, cfg->offset_cred_caps))
         s->record.valid |= VALID_CREDS;
-    if (!read_member(&c->loginuid, 4, task, cfg->offset_task_loginuid))
+    if (!read_member(&c->loginuid, 8, task, cfg->offset_task_loginuid)) {
         c->loginuid = ABSENT;
-    if (!read_member(&c->sessionid, 4, task, cfg->offset_task_sessionid))
         c->sessionid = ABSENT;
+    }
     if (number(follow(cred, cfg->offset_cred_user_ns), cfg->offset_user_namespace_level))
         c->bits |= CONTEXT_USER_NS;
 }
 
 INLINE void read_session(const struct config *cfg, struct exec_scratch *s, void *task, u32 level, bool nested)
 {
-    void *signal = follow(task, cfg->offset_task_signal);
+    void *signal = POINTER(s->copies.task_links, task, task_signal);
     void *tty = follow(signal, cfg->offset_signal_tty);
     void *driver = follow(tty, cfg->offset_tty_driver);
     struct context *c = &s->context;
@@ -713,27 +797,28 @@ INLINE void read_session(const struct config *cfg, struct exec_scratch *s, void 
     }
 }
 
-INLINE u32 ns_number(const void *proxy, u32 member, u32 inum)
-{
-    return number(follow(proxy, member), inum);
-}
+/* The number of the namespace that this member of an nsproxy points at. */
+#define NS_NUMBER(member, inum) number(POINTER(block, proxy, nsproxy_##member), inum)
 
 INLINE void read_namespaces(const struct config *cfg, struct exec_scratch *s, void *task)
 {
-    void *proxy = follow(task, cfg->offset_task_nsproxy);
-    void *cred = follow(task, cfg->offset_task_cred);
-    void *pid = follow(task, cfg->offset_task_thread_pid);
+    void *cred = POINTER(s->copies.task_links, task, task_cred);
+    void *pid = POINTER(s->copies.task_ids, task, task_thread_pid);
     u32 level = number(pid, cfg->offset_pid_level);
+    const char *block = s->copies.nsproxy;
+    void *proxy = s->copies.proxy;
     struct context *c = &s->context;
+    struct upid upid = {};
 
-    c->vpid = number(upid_at(cfg, pid, level), 0);
-    c->pid_ns = number(pid_ns_at(cfg, pid, level), cfg->offset_pid_namespace_inum);
-    c->net_ns = ns_number(proxy, cfg->offset_nsproxy_net_ns, cfg->offset_net_inum);
-    c->uts_ns = ns_number(proxy, cfg->offset_nsproxy_uts_ns, cfg->offset_uts_namespace_inum);
-    c->ipc_ns = ns_number(proxy, cfg->offset_nsproxy_ipc_ns, cfg->offset_ipc_namespace_inum);
-    c->cgroup_ns = ns_number(proxy, cfg->offset_nsproxy_cgroup_ns, cfg->offset_cgroup_namespace_inum);
-    c->user_ns = ns_number(cred, cfg->offset_cred_user_ns, cfg->offset_user_namespace_inum);
-    c->time_ns = ns_number(proxy, cfg->offset_nsproxy_time_ns, cfg->offset_time_namespace_inum);
+    bpf_probe_read_kernel(&upid, sizeof(upid), upid_at(cfg, pid, level));
+    c->vpid = upid.nr;
+    c->pid_ns = number(upid.ns, cfg->offset_pid_namespace_inum);
+    c->net_ns = NS_NUMBER(net_ns, cfg->offset_net_inum);
+    c->uts_ns = NS_NUMBER(uts_ns, cfg->offset_uts_namespace_inum);
+    c->ipc_ns = NS_NUMBER(ipc_ns, cfg->offset_ipc_namespace_inum);
+    c->cgroup_ns = NS_NUMBER(cgroup_ns, cfg->offset_cgroup_namespace_inum);
+    c->time_ns = NS_NUMBER(time_ns, cfg->offset_time_namespace_inum);
+    c->user_ns = number(follow(cred, cfg->offset_cred_user_ns), cfg->offset_user_namespace_inum);
     s->record.valid |= VALID_NAMESPACES;
 }
 
@@ -744,28 +829,49 @@ INLINE void read_namespaces(const struct config *cfg, struct exec_scratch *s, vo
 #define S_ISGID 02000
 #define MNT_NOSUID 1
 
-INLINE void read_file(const struct config *cfg, struct exec_scratch *s, void *file)
+INLINE void read_file(const struct config *cfg, struct exec_scratch *s, void *mnt, void *inode)
 {
-    void *inode = follow(file, cfg->offset_file_inode);
     struct context *c = &s->context;
-    u16 mode = 0;
+    char *block = s->copies.other;
 
-    read_member(&mode, 2, inode, cfg->offset_inode_mode);
-    c->mode = mode; /* with the next three it tells which of the set-ID bits took effect */
-    if (mode & (S_ISUID | S_ISGID)) {
-        c->owner = number(inode, cfg->offset_inode_uid);
-        c->group = number(inode, cfg->offset_inode_gid);
-        if (number(follow(file, cfg->offset_file_mnt), cfg->offset_vfsmount_mnt_flags) & MNT_NOSUID)
+    if (!inode)
+        return;
+    READ_BLOCK(block, inode, inode);
+    c->mode = PART(block, inode, inode_mode, 2);
+    /* With the next three it tells which of the set-ID bits took effect. */
+    if (c->mode & (S_ISUID | S_ISGID)) {
+        c->owner = PART(block, inode, inode_uid, 4);
+        c->group = PART(block, inode, inode_gid, 4);
+        if (number(mnt, cfg->offset_vfsmount_mnt_flags) & MNT_NOSUID)
             c->bits |= CONTEXT_NOSUID;
     }
-    if (!(cfg->capture & CAPTURE_EXE) || !read_member(&c->inode, 8, inode, cfg->offset_inode_ino))
+    if (!(cfg->capture & CAPTURE_EXE) || cfg->offset_inode_ino == ABSENT)
         return;
     s->record.valid |= VALID_EXE;
-    c->device = number(follow(inode, cfg->offset_inode_sb), cfg->offset_super_block_dev);
-    c->file_size = large_number(inode, cfg->offset_inode_size);
-    if (read_member(&c->ctime_s, 8, inode, cfg->offset_inode_ctime_s))
+    c->inode = PART(block, inode, inode_ino, 8);
+    c->file_size = PART(block, inode, inode_size, 8);
+    if (cfg->offset_inode_ctime_s != ABSENT)
         s->record.valid |= VALID_EXE_CTIME;
-    c->ctime_ns = number(inode, cfg->offset_inode_ctime_ns) & NANOSECONDS;
+    c->ctime_s = PART(block, inode, inode_ctime_s, 8);
+    c->ctime_ns = PART(block, inode, inode_ctime_ns, 4) & NANOSECONDS;
+    void *sb = POINTER(block, inode, inode_sb);
+    c->device = number(sb, cfg->offset_super_block_dev);
+}
+
+INLINE void capture_file(const struct config *cfg, struct exec_scratch *s, void *task)
+{
+    void *file = follow(follow(task, cfg->offset_task_mm), cfg->offset_mm_exe_file);
+    char *block = s->copies.other;
+
+    if (!file)
+        return;
+    READ_BLOCK(block, file, file);
+    void *mnt = POINTER(block, file, file_mnt);
+    void *dentry = POINTER(block, file, file_dentry);
+    void *inode = POINTER(block, file, file_inode);
+    read_file(cfg, s, mnt, inode);
+    if (cfg->capture & CAPTURE_EXE)
+        append_exe(cfg, s, mnt, dentry);
 }
 
 /* All that was asked for, behind the names. */
@@ -773,12 +879,8 @@ INLINE void capture(const struct config *cfg, struct exec_scratch *s, void *task
 {
     u32 asked = cfg->capture;
 
-    if (asked & (CAPTURE_CREDS | CAPTURE_EXE)) {
-        void *file = follow(follow(task, cfg->offset_task_mm), cfg->offset_mm_exe_file);
-        read_file(cfg, s, file);
-        if (asked & CAPTURE_EXE)
-            append_exe(cfg, s, task, file);
-    }
+    if (asked & (CAPTURE_CREDS | CAPTURE_EXE))
+        capture_file(cfg, s, task);
     if (asked & CAPTURE_CREDS)
         read_creds(cfg, s, task);
     if (asked & CAPTURE_SESSION)
@@ -791,7 +893,7 @@ INLINE void capture(const struct config *cfg, struct exec_scratch *s, void *task
         u64 at = END(&s->record);
         if (at > NAMES_MAX + 2 * PATH_ROOM)
             return;
-        append_cgroup(cfg, &s->record, s->data, at, task);
+        append_cgroup(cfg, &s->record, &s->copies, s->data, at);
         read_injected(cfg, &s->record, task);
     }
     if (cfg->env_size && !(s->record.flags & FLAG_UNWANTED))
@@ -805,7 +907,7 @@ INLINE void capture_container(const struct config *cfg, struct scratch *s, void 
 
     if (!(cfg->capture & CAPTURE_CONTAINER) || at > PATH_SIZE_MAX)
         return;
-    append_cgroup(cfg, &s->record, s->data, at, leader);
+    append_cgroup(cfg, &s->record, &s->copies, s->data, at);
     read_injected(cfg, &s->record, leader);
 }
 
@@ -919,19 +1021,17 @@ INLINE void emit_large(const struct config *cfg, struct counters *count, struct 
 
 /* The buffers of one kind of event, looked up together. */
 struct kind {
-    struct config *cfg;
+    const struct config *cfg;
     struct counters *count;
     struct scratch *s;
 };
 
 INLINE bool begin(struct kind *k, u32 kind)
 {
-    u32 zero = 0;
-
-    k->cfg = config.lookup(&zero);
+    k->cfg = get_config();
     k->count = counters.lookup(&kind);
     k->s = scratch.lookup(&kind);
-    if (!k->cfg || !k->count || !k->s)
+    if (!k->count || !k->s)
         return false;
     __builtin_memset(&k->s->record, 0, sizeof(struct record));
     k->s->record.kind = kind;
@@ -940,19 +1040,19 @@ INLINE bool begin(struct kind *k, u32 kind)
 
 /* The same for execs. */
 struct exec {
-    struct config *cfg;
+    const struct config *cfg;
     struct counters *count;
     struct exec_scratch *s;
 };
 
 INLINE bool begin_exec(struct exec *e)
 {
-    u32 zero = 0, kind = KIND_EXEC, cpu = bpf_get_smp_processor_id();
+    u32 kind = KIND_EXEC, cpu = bpf_get_smp_processor_id();
 
-    e->cfg = config.lookup(&zero);
+    e->cfg = get_config();
     e->count = counters.lookup(&kind);
     e->s = exec_scratch.lookup(&cpu);
-    if (!e->cfg || !e->count || !e->s)
+    if (!e->count || !e->s)
         return false;
     __builtin_memset(e->s, 0, EXEC_HEAD);
     e->s->record.kind = kind;
@@ -973,7 +1073,7 @@ INLINE void emit_with_argv(void *ctx, struct exec *e, void *task)
 {
     struct record *r = &e->s->record;
     const char *start;
-    u64 size = argv_of(e->cfg, r, task, &start);
+    u64 size = argv_of(e->cfg, r, &e->s->copies, task, &start);
 
 #if !defined(LARGE) || LARGE
     if (size > ARGV_SIZE_MAX)
@@ -1003,14 +1103,15 @@ INLINE int on_exec(struct bpf_raw_tracepoint_args *ctx, bool nested)
     void *bprm = (void *)ctx->args[2];
     struct exec e;
 
-    if (!begin_exec(&e))
+    /* It never is; but the verifier would follow all that comes with one and without. */
+    if (!task || !begin_exec(&e))
         return 0;
-    struct config *cfg = e.cfg;
+    const struct config *cfg = e.cfg;
     struct record *r = &e.s->record;
     u32 level = tracer_level(cfg, &r->level, task, nested);
     e.count->seen++;
 
-    read_identity(cfg, r, task, level, nested);
+    read_identity(cfg, r, &e.s->copies, task, level, nested);
     /* The kernel has already freed the caller's own id in other namespaces. */
     r->tid = nested ? r->pid : old_pid;
     note_exec_time(cfg, r);
@@ -1023,7 +1124,6 @@ INLINE int on_exec(struct bpf_raw_tracepoint_args *ctx, bool nested)
         return 0;
     }
 
-    r->argc = number(bprm, cfg->offset_bprm_argc);
     e.s->context.bits = gains(cfg, bprm);
     append_filenames(cfg, e.s, bprm);
     capture(cfg, e.s, task, level, nested);
@@ -1134,13 +1234,15 @@ INLINE bool begin_failure(struct kind *k)
 INLINE void on_failure(void *ctx, struct kind *k, const struct call *call, u32 error, u32 tid, u32 level,
                        bool nested)
 {
-    struct config *cfg = k->cfg;
+    const struct config *cfg = k->cfg;
     struct record *r = &k->s->record;
 
     k->count->seen++;
     void *task = (void *)bpf_get_current_task();
     void *leader = follow(task, cfg->offset_task_group_leader);
-    read_identity(cfg, r, leader, level, nested);
+    if (!leader)
+        return;
+    read_identity(cfg, r, &k->s->copies, leader, level, nested);
     r->tid = tid ? tid : r->pid;
     r->status = error;
     if (!r->pid || !passes(cfg, r)) {
@@ -1165,13 +1267,12 @@ INLINE int on_sys_exit(struct bpf_raw_tracepoint_args *ctx, bool nested)
 {
     long result = (long)ctx->args[1];
     struct call call;
-    u32 zero = 0;
 
     /* ERESTARTSYS (512) and up are between the kernel and itself. */
     if (result >= 0 || result <= -512)
         return 0;
-    struct config *cfg = config.lookup(&zero);
-    if (!cfg || !is_exec(cfg, (void *)ctx->args[0], &call))
+    const struct config *cfg = get_config();
+    if (!is_exec(cfg, (void *)ctx->args[0], &call))
         return 0;
     struct kind k;
     if (!begin_failure(&k))
@@ -1204,7 +1305,7 @@ INLINE void follow_child(const struct config *cfg, struct counters *count, void 
     /* While the loader brings in what runs already: log what is not (or not wholly)
      * known to belong, then look again. The loader inserts, then reads the log; so
      * a child whose parent comes into the tree just now is found by one of the two. */
-    if (cfg->arming & ~member.parts) {
+    if (get_switches().arming & ~member.parts) {
         struct fork_value fork = {};
         fork.start_ticks = member.start_ticks;
         fork.parent = parent_pid;
@@ -1219,7 +1320,7 @@ INLINE void follow_child(const struct config *cfg, struct counters *count, void 
 /* Of a process that starts or ends the head is all, and the container. */
 INLINE void emit_process(void *ctx, struct kind *k, void *leader)
 {
-    struct config *cfg = k->cfg;
+    const struct config *cfg = k->cfg;
     struct record *r = &k->s->record;
 
     k->count->seen++;
@@ -1239,9 +1340,9 @@ INLINE int on_fork(struct bpf_raw_tracepoint_args *ctx, bool nested)
     void *child = (void *)ctx->args[1];
     struct kind k;
 
-    if (!begin(&k, KIND_FORK))
+    if (!child || !begin(&k, KIND_FORK))
         return 0;
-    struct config *cfg = k.cfg;
+    const struct config *cfg = k.cfg;
     struct record *r = &k.s->record;
     /* A thread is not a process. */
     if (number(child, cfg->offset_task_pid) != number(child, cfg->offset_task_tgid))
@@ -1249,9 +1350,9 @@ INLINE int on_fork(struct bpf_raw_tracepoint_args *ctx, bool nested)
     u32 level = tracer_level(cfg, &r->level, child, nested);
     if (cfg->tree)
         follow_child(cfg, k.count, child, level, nested);
-    if (!cfg->forks && !cfg->track)
+    if (!cfg->forks && !get_switches().track)
         return 0;
-    read_identity(cfg, r, child, level, nested);
+    read_identity(cfg, r, &k.s->copies, child, level, nested);
     r->tid = r->pid;
     emit_process(ctx, &k, child);
     return 0;
@@ -1282,13 +1383,15 @@ INLINE void read_exec_time(struct record *r)
 /* The last thread of a process is going. */
 INLINE int on_last_exit(void *ctx, struct kind *k, void *task, void *signal, bool nested)
 {
-    struct config *cfg = k->cfg;
+    const struct config *cfg = k->cfg;
     struct record *r = &k->s->record;
     void *leader = follow(task, cfg->offset_task_group_leader);
     u32 level = tracer_level(cfg, &r->level, leader, nested);
 
-    if (cfg->exits || cfg->track) {
-        read_identity(cfg, r, leader, level, nested);
+    if (!leader)
+        return 0;
+    if (cfg->exits || get_switches().track) {
+        read_identity(cfg, r, &k->s->copies, leader, level, nested);
         r->tid = nested ? r->pid : (u32)bpf_get_current_pid_tgid();
         /* The process's, not that of the thread which happens to be the last. */
         read_comm(cfg, r->comm, leader);
@@ -1335,7 +1438,7 @@ INLINE int on_exit(struct bpf_raw_tracepoint_args *ctx, bool nested)
     /* Threads that go at once may each see the last one's zero: the first of them counts. */
     key.host_pid = number(leader, k.cfg->offset_task_tgid);
     read_start(k.cfg, &key.start_boottime_ns, leader);
-    if ((k.cfg->exits || k.cfg->track) && ended.insert(&key, &one))
+    if ((k.cfg->exits || get_switches().track) && ended.insert(&key, &one))
         return 0;
     return on_last_exit(ctx, &k, task, signal, nested);
 }
@@ -1365,10 +1468,10 @@ INLINE int enter(struct call *call)
     u64 task = bpf_get_current_task();
     u32 zero = 0, kind = KIND_EXEC;
     struct counters *count = counters.lookup(&kind);
-    struct config *cfg = config.lookup(&zero);
+    const struct config *cfg = get_config();
     struct in_flight *f = entering.lookup(&zero);
 
-    if (!count || !cfg || !f)
+    if (!count || !f)
         return 0;
     f->call = *call;
     f->call.entered_ns = now(cfg);
@@ -1385,10 +1488,10 @@ INLINE int on_entry(void *ctx, bool at, bool compat, bool nested)
     const void *regs = (const void *)REGISTER(ctx, ENTRY_ARGUMENT);
     struct call call = {};
     u32 zero = 0;
-    struct config *cfg = config.lookup(&zero);
+    const struct config *cfg = get_config();
     struct in_flight *f = entering.lookup(&zero);
 
-    if (!cfg || !f)
+    if (!f)
         return 0;
     call.compat = compat;
     if (compat) {
@@ -1413,11 +1516,10 @@ INLINE int on_setup_new_exec(void *ctx)
 {
     const void *bprm = (const void *)REGISTER(ctx, ENTRY_ARGUMENT);
     u64 task = bpf_get_current_task();
-    u32 zero = 0;
-    struct config *cfg = config.lookup(&zero);
+    const struct config *cfg = get_config();
     struct in_flight *f = in_flight.lookup(&task);
 
-    if (!cfg || !f)
+    if (!f)
         return 0;
     const char *filename = follow(bprm, cfg->offset_bprm_filename);
     const char *interp = follow(bprm, cfg->offset_bprm_interp);
@@ -1442,13 +1544,13 @@ INLINE void on_success(void *ctx, struct in_flight *f, void *task, bool nested)
 {
     struct exec e;
 
-    if (!begin_exec(&e))
+    if (!task || !begin_exec(&e))
         return;
-    struct config *cfg = e.cfg;
+    const struct config *cfg = e.cfg;
     struct record *r = &e.s->record;
     u32 level = f->call.level;
     e.count->seen++;
-    read_identity(cfg, r, task, level, nested);
+    read_identity(cfg, r, &e.s->copies, task, level, nested);
     r->tid = f->call.tid;
     r->argc = f->call.argc;
     r->valid |= f->call.valid;
@@ -1480,13 +1582,13 @@ INLINE int on_return(void *ctx, bool nested)
 {
     long result = (long)REGISTER(ctx, RETURN_VALUE);
     u64 task = bpf_get_current_task();
-    u32 zero = 0, kind = KIND_EXEC;
-    struct config *cfg = config.lookup(&zero);
+    u32 kind = KIND_EXEC;
+    const struct config *cfg = get_config();
     struct counters *count = counters.lookup(&kind);
     struct in_flight *f = in_flight.lookup(&task);
     struct kind k;
 
-    if (!cfg || !count || !f) /* it had entered before the probes were there */
+    if (!count || !f) /* it had entered before the probes were there */
         return 0;
     count->returned++;
     if (result == 0)

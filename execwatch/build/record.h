@@ -64,9 +64,11 @@
 #define CGROUP_SKIP_MAX 0x80
 #define ANCESTORS_MAX 0x20
 #define LARGE_HEAD_MAX 0xa000
+#define BLOCK_SIZE_MAX 0x100
 #define COMM_SIZE 0x10
 #define PID_NS_LEVELS 0x21
 #define FAILED_ARGS_MAX 0x40
+#define CONFIG_MARK "0x6769666e6f637765"
 
 struct record {
     u32 size;
@@ -147,13 +149,11 @@ struct config {
     u32 argv_size;
     u32 env_size;
     u32 capture;
-    u32 track;
     u32 bit_bprm_secureexec;
     u32 cgroup_index;
     u32 include;
     u32 exclude;
     u32 exclude_final;
-    u32 arming;
     u32 tree;
     u32 forks;
     u32 exits;
@@ -204,7 +204,6 @@ struct config {
     u32 offset_kernfs_node_name;
     u32 offset_task_cred;
     u32 offset_task_loginuid;
-    u32 offset_task_sessionid;
     u32 offset_task_fs;
     u32 offset_cred_uid;
     u32 offset_cred_caps;
@@ -255,6 +254,72 @@ struct config {
     u32 offset_super_block_dev;
     u32 offset_signal_sid;
     u32 offset_signal_pgid;
+    u32 first_task_ids;
+    u32 size_task_ids;
+    u32 first_task_links;
+    u32 size_task_links;
+    u32 first_nsproxy;
+    u32 size_nsproxy;
+    u32 first_bprm;
+    u32 size_bprm;
+    u32 first_mm;
+    u32 size_mm;
+    u32 first_file;
+    u32 size_file;
+    u32 first_fs;
+    u32 size_fs;
+    u32 first_dentry;
+    u32 size_dentry;
+    u32 first_mount;
+    u32 size_mount;
+    u32 first_kernfs_node;
+    u32 size_kernfs_node;
+    u32 first_inode;
+    u32 size_inode;
+    u32 at_task_tgid;
+    u32 at_task_real_parent;
+    u32 at_task_group_leader;
+    u32 at_task_thread_pid;
+    u32 at_task_cred;
+    u32 at_task_fs;
+    u32 at_task_nsproxy;
+    u32 at_task_signal;
+    u32 at_nsproxy_uts_ns;
+    u32 at_nsproxy_ipc_ns;
+    u32 at_nsproxy_mnt_ns;
+    u32 at_nsproxy_net_ns;
+    u32 at_nsproxy_time_ns;
+    u32 at_nsproxy_cgroup_ns;
+    u32 at_bprm_filename;
+    u32 at_bprm_interp;
+    u32 at_bprm_argc;
+    u32 at_mm_arg_start;
+    u32 at_mm_arg_end;
+    u32 at_file_mnt;
+    u32 at_file_dentry;
+    u32 at_file_inode;
+    u32 at_fs_pwd_mnt;
+    u32 at_fs_pwd_dentry;
+    u32 at_dentry_d_parent;
+    u32 at_dentry_name;
+    u32 at_dentry_hashed;
+    u32 at_mount_mnt_parent;
+    u32 at_mount_mnt_mountpoint;
+    u32 at_kernfs_node_parent;
+    u32 at_kernfs_node_name;
+    u32 at_inode_mode;
+    u32 at_inode_uid;
+    u32 at_inode_gid;
+    u32 at_inode_ino;
+    u32 at_inode_sb;
+    u32 at_inode_size;
+    u32 at_inode_ctime_s;
+    u32 at_inode_ctime_ns;
+};
+
+struct switches {
+    u32 arming;
+    u32 track;
 };
 
 struct filter_key {

@@ -24,7 +24,7 @@ from execwatch.kernel import privileges
 _T = TypeVar("_T")
 
 _MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _MAP_GET_NEXT_KEY = 0, 1, 2, 3, 4
-_PROG_LOAD, _RAW_TRACEPOINT_OPEN = 5, 17
+_PROG_LOAD, _RAW_TRACEPOINT_OPEN, _MAP_FREEZE = 5, 17, 22
 
 HASH, ARRAY, PERCPU_ARRAY, RINGBUF = 1, 2, 6, 27
 
@@ -114,6 +114,14 @@ def map_delete(fd: int, key: bytes) -> None:
     k = ctypes.create_string_buffer(key, len(key))
     with contextlib.suppress(FileNotFoundError):
         _bpf(_MAP_DELETE, struct.pack("<IIQQQ", fd, 0, _address(k), 0, 0))
+
+
+def map_freeze(fd: int) -> None:
+    """Let nobody write the map from outside any more (Linux 5.2).
+
+    Where programs can't either (BPF_F_RDONLY_PROG), the verifier takes its values for constants.
+    """
+    _bpf(_MAP_FREEZE, struct.pack("<I", fd))
 
 
 def map_keys(fd: int, key_size: int) -> Iterator[bytes]:

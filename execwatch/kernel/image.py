@@ -13,7 +13,7 @@ from typing import Any, Tuple
 
 import attrs
 
-FORMAT = 1
+FORMAT = 2
 
 #: bpf_prog_type by the prefix of a program's name (include/uapi/linux/bpf.h).
 PROGRAM_TYPES = {"raw_tracepoint": 17, "kprobe": 2, "kretprobe": 2}
@@ -43,7 +43,8 @@ class Program:
         name: The function's name.
         instructions: ``struct bpf_insn`` of 8 bytes each, little-endian; the
             descriptors in map loads are 0.
-        relocations: ``(index, map name)`` of each instruction that loads a map.
+        relocations: ``(index, map name)`` of each instruction that loads a map, or the address
+            of its value.
     """
 
     name: str

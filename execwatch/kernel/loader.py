@@ -14,7 +14,9 @@ _open = open
 
 #: struct bpf_insn: code, registers (source in the upper half), offset, immediate.
 _INSTRUCTION = struct.Struct("<BBhi")
-_LD_IMM64, _PSEUDO_MAP_FD = 0x18, 1
+_LD_IMM64 = 0x18
+#: What such an instruction loads: a map, or the address of the value of a map that has one.
+_PSEUDO_MAP_FD, _PSEUDO_MAP_VALUE = 1, 2
 
 
 class LoadedImage:
@@ -27,15 +29,23 @@ class LoadedImage:
         image: What to load.
         programs: The names of the programs to load; others cost nothing.
         max_entries: For some maps the number of entries (for a ring its bytes), else the image's.
+        frozen: The value of each map that holds one and never changes. The verifier knows it.
 
     Raises:
         PrivilegeError, LoadError, NotSupportedError: As :mod:`execwatch.kernel.bpf` says.
     """
 
-    def __init__(self, image: ProgramImage, programs: Iterable[str], max_entries: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        image: ProgramImage,
+        programs: Iterable[str],
+        max_entries: Mapping[str, int],
+        frozen: Mapping[str, bytes],
+    ) -> None:
         self.maps: Dict[str, int] = {}
         self.programs: Dict[str, int] = {}
         self._max_entries = max_entries
+        self._frozen = frozen
         try:
             self.load(image, programs)
         except BaseException:
@@ -56,6 +66,9 @@ class LoadedImage:
                 # 0: one for each CPU, which depends on the machine.
                 entries = self._max_entries.get(m.name, m.max_entries) or possible_cpus()
                 self.maps[m.name] = bpf.map_create(m.type, m.key_size, m.value_size, entries, m.flags, m.name)
+                if m.name in self._frozen:
+                    bpf.map_update(self.maps[m.name], bytes(4), self._frozen[m.name])
+                    bpf.map_freeze(self.maps[m.name])
         for program in chosen:
             self.programs[program.name] = bpf.program_load(
                 PROGRAM_TYPES[program.type], relocate(program, self.maps), image.license, program.target
@@ -99,7 +112,7 @@ def relocate(program: Program, maps: Mapping[str, int]) -> bytes:
         at = index * _INSTRUCTION.size
         inside = 0 <= at < len(code)
         opcode, registers, offset, _ = _INSTRUCTION.unpack_from(code, at if inside else 0)
-        if not inside or opcode != _LD_IMM64 or registers >> 4 != _PSEUDO_MAP_FD:
+        if not inside or opcode != _LD_IMM64 or registers >> 4 not in (_PSEUDO_MAP_FD, _PSEUDO_MAP_VALUE):
             raise ValueError(f"program {program.name!r}: instruction {index} loads no map")
         _INSTRUCTION.pack_into(code, at, opcode, registers, offset, maps[name])
     return bytes(code)

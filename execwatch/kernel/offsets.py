@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from typing import Dict, Optional
+from typing import Dict, Mapping, Optional, Tuple
 
 from execwatch import wire
 from execwatch.errors import NotSupportedError
@@ -23,7 +23,7 @@ def load(cache_directory: Optional[str] = None) -> Dict[str, int]:
     """Return what this kernel's BTF tells, by name.
 
     ``offset_*`` for each member in ``wire.OFFSETS``, ABSENT where this kernel
-    lacks it; ``cgroup_index_memory`` and ``cgroup_index_pids``: places of cgroup v1
+    lacks it; ``first_*`` and ``size_*`` for each of ``wire.BLOCKS``, ``at_*`` for its members; ``cgroup_index_memory`` and ``cgroup_index_pids``: places of cgroup v1
     hierarchies in css_set.subsys; ``exit_has_group_dead``: 1 where the tracepoint
     sched_process_exit has that argument.
 
@@ -34,6 +34,8 @@ def load(cache_directory: Optional[str] = None) -> Dict[str, int]:
     name = f"offsets-{build_id}" if build_id else None
     names = [
         *(f"offset_{member}" for member in (*wire.OFFSETS, *wire.SIGNAL_PIDS)),
+        *(f"{what}_{block}" for block in wire.BLOCKS for what in ("first", "size")),
+        *(f"at_{member}" for members in wire.BLOCKS.values() for member in members),
         "bit_bprm_secureexec",
         *(f"cgroup_index_{subsystem}" for subsystem in _SUBSYSTEMS),
         "exit_has_group_dead",
@@ -67,6 +69,8 @@ def _from_btf(types: btf.Btf) -> Dict[str, int]:
         first = offsets[f"offset_{name}"]
         if places != [first + size * i for i in range(len(members))]:
             offsets[f"offset_{name}"] = wire.ABSENT
+    for name in wire.BLOCKS:
+        offsets.update(_block(name, offsets))
     pids = types.offset("signal_struct", "pids")
     for name, kind in wire.SIGNAL_PIDS.items():
         index = types.enumerator("pid_type", kind)
@@ -87,6 +91,18 @@ def _offset(types: btf.Btf, structure: str, paths: str) -> Optional[int]:
     return next((offset for offset in found if offset is not None), None)
 
 
+def _block(name: str, offsets: Mapping[str, int]) -> Dict[str, int]:
+    """Return where a block begins, its bytes, and where in it each member is; 0 bytes: they are too far apart."""
+    members = wire.BLOCKS[name]
+    there = {m: offsets[f"offset_{m}"] for m in members if offsets[f"offset_{m}"] != wire.ABSENT}
+    first = min(there.values(), default=0)
+    size = max((offset + members[m] for m, offset in there.items()), default=0) - first
+    if size > wire.LIMITS["BLOCK_SIZE_MAX"]:
+        first, size, there = 0, 0, {}
+    places = {f"at_{m}": there[m] - first if m in there else wire.ABSENT for m in members}
+    return {f"first_{name}": first, f"size_{name}": size, **places}
+
+
 def _or_absent(value: Optional[int]) -> int:
     return wire.ABSENT if value is None else value
 
@@ -94,7 +110,7 @@ def _or_absent(value: Optional[int]) -> int:
 def _fingerprint() -> str:
     import zlib
 
-    return f"{zlib.crc32(repr((*wire.OFFSETS.items(), *wire.RUNS.items(), _SUBSYSTEMS, 3)).encode()):08x}"
+    return f"{zlib.crc32(repr((*wire.OFFSETS.items(), *wire.RUNS.items(), wire.BLOCKS, _SUBSYSTEMS, 4)).encode()):08x}"
 
 
 def kernel_build_id() -> Optional[str]:

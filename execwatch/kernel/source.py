@@ -7,7 +7,6 @@ Reading changes nothing here but the position, and that is the caller's: see
 from __future__ import annotations
 
 import os
-import struct
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Union
 
 import attrs
@@ -93,9 +92,9 @@ class KernelSource:
         self._programs = dict(plan.programs)
         self._planned = frozenset(plan.programs.values())
         self._kinds = plan.kinds
-        self._config = dict(plan.config)
         self._missed = 0
-        self._image = loader.LoadedImage(image, plan.programs, plan.sizes)
+        frozen = {"config": wire.pack(wire.CONFIG, plan.config)}
+        self._image = loader.LoadedImage(image, plan.programs, plan.sizes, frozen)
         try:
             if options.buffer == "perf":
                 self._buffer = PerfBuffers(
@@ -110,18 +109,18 @@ class KernelSource:
         self.start: Position = Position(self._buffer.start)
 
     def _attach(self, kernel_filter: filtering.KernelFilter, plan: setup.Setup) -> None:
-        maps, config = self._image.maps, self._config
+        maps = self._image.maps
         arming = 0
         for parts in kernel_filter.roots.values():
             arming |= parts
-        self._configure({**config, "arming": arming})
+        self._switch(arming=arming)
         for key, value in kernel_filter.entries:
             bpf.map_update(maps["filters"], key, value)
         known = subtree.scan() if arming else {}
         for name, target in plan.attachments:
             if arming and plan.programs[name] not in ("fork", "exit"):
                 self._subtree_full = subtree.fill(maps["tree"], maps["forks"], kernel_filter.roots, known)
-                self._configure(config)
+                self._switch(arming=0)
                 arming = 0
             self._link(name, target)
 
@@ -134,8 +133,9 @@ class KernelSource:
         if self._detached:  # meanwhile: that had not this one yet
             self.detach()
 
-    def _configure(self, config: Dict[str, int]) -> None:
-        bpf.map_update(self._image.maps["config"], struct.pack("<I", 0), wire.pack(wire.CONFIG, config))
+    def _switch(self, **values: int) -> None:
+        """Tell the programs that run: members of ``wire.SWITCHES``, others are 0."""
+        bpf.map_update(self._image.maps["switches"], bytes(4), wire.pack(wire.SWITCHES, values))
 
     # -- Reading ----------------------------------------------------------------
 
@@ -249,8 +249,7 @@ class KernelSource:
         missing = [name for name in needed if name not in self._programs]
         if missing:
             self._image.load(self._load_image(setup.defines(self._options, True)), missing)
-        self._configure({**self._config, "track": 1})
-        self._config["track"] = 1
+        self._switch(track=1)
         self._tracking = True
         for name in missing:
             kind, target = needed[name]
