@@ -346,7 +346,10 @@ CONFIG: Layout = (
 CONFIG_MARK = 0x6769666E6F637765  # no number of the program's own
 #: What can change while programs run, and is in a map of its own: ``config`` is frozen.
 SWITCHES: Layout = (
-    ("u32", "arming"),  # parts: log in ``forks`` each fork by a process that is not known to be in all of them
+    (
+        "u32",
+        "arming",
+    ),  # parts: log in ``forks`` each fork by a process that is not known to be in all of them
     ("u32", "track"),  # 1: the table of processes wants execs, forks and exits, whatever the filter says
 )
 

@@ -6,9 +6,9 @@ import glob
 import os
 from typing import Dict
 
+from execwatch import wire
 from execwatch.build import images, source
 from execwatch.build.compiler import compile_image
-from execwatch import wire
 from execwatch.kernel import bpf, filtering, setup
 from execwatch.kernel.image import PROGRAM_TYPES, ProgramImage
 from execwatch.kernel.loader import LoadedImage, relocate

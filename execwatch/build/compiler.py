@@ -95,9 +95,7 @@ def relocate(code: bytes, names: Mapping[int, str]) -> Tuple[bytes, _Relocations
             struct.pack_into("<I", result, index * 8 + 4, 0)
         elif not kind and mark in _MARKS:
             relocations.append((index, _MARKS[mark]))
-            struct.pack_into(
-                "<BB2xI4xI", result, index * 8, opcode, registers | _PSEUDO_MAP_VALUE << 4, 0, 0
-            )
+            struct.pack_into("<BB2xI4xI", result, index * 8, opcode, registers | _PSEUDO_MAP_VALUE << 4, 0, 0)
         elif kind:
             raise CompileError(f"instruction {index} refers to no map of the program")
         index += 2

@@ -137,7 +137,8 @@ INLINE u64 large_number(const void *base, u32 offset)
 
 /* Members that lie near each other are read in one go, which takes hardly longer than to read
  * one of them. Which these are, and where, is in the configuration, all constants for the verifier. */
-#define READ_BLOCK(block, name, base) bpf_probe_read_kernel(block, cfg->size_##name, (const char *)(base) + cfg->first_##name)
+#define READ_BLOCK(block, name, base) \
+    bpf_probe_read_kernel(block, cfg->size_##name, (const char *)(base) + cfg->first_##name)
 
 /* A member of a structure of which there is a block: at `at` in it, or, where this kernel has it
  * elsewhere, at `offset` of the structure. 0 where it can't be read. */

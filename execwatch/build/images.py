@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import platform
 from typing import Any, Optional, Tuple
 
 from execwatch.build import source
@@ -99,6 +97,9 @@ def _cached(key: str, source_hash: str, directory: Optional[str]) -> Optional[Pr
 
 
 def _key(source_hash: str, defines: Tuple[str, ...], bcc_folder: str, bcc_version: Optional[str]) -> str:
+    import hashlib  # takes 3 ms
+    import platform
+
     # The source's hash covers the options. A distribution changes its package without
     # changing the version of BCC, so the file's identity counts too.
     package = os.stat(os.path.join(bcc_folder, "bcc", "libbcc.py"))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import glob
-import hashlib
 import os
+import zlib
 from typing import Iterator, Tuple
 
 #: Holds the sources, their headers, and ``include/``: what BCC takes for the
@@ -27,7 +27,9 @@ def read(name: str, *, folder: str = FOLDER) -> str:
 
 
 def digest(text: str, *, folder: str = FOLDER) -> str:
-    """Return the SHA-256 of all that shapes the code of ``text`` but the compiler.
+    """Return a checksum (CRC-32) of all that shapes the code of ``text`` but the compiler.
+
+    It tells versions apart, no more: to import SHA-256 would take longer than all of this.
 
     Args:
         text: The C text.
@@ -35,10 +37,10 @@ def digest(text: str, *, folder: str = FOLDER) -> str:
     """
     parts = [("", text.encode()), *_headers(folder, "*.h"), *_headers(FOLDER, "include/**/*.h")]
     parts += [("option", option.encode()) for option in OPTIONS]
-    total = hashlib.sha256()
+    total = 0
     for name, content in parts:
-        total.update(f"{name} {len(content)}\n".encode() + content)
-    return total.hexdigest()
+        total = zlib.crc32(f"{name} {len(content)}\n".encode() + content, total)
+    return f"{total:08x}"
 
 
 def _headers(folder: str, pattern: str) -> Iterator[Tuple[str, bytes]]:

@@ -12,7 +12,6 @@ import contextlib
 import ctypes
 import errno
 import os
-import platform
 import resource
 import signal
 import struct
@@ -58,11 +57,10 @@ def _bpf(command: int, attributes: bytes) -> int:
         OSError: With the kernel's errno.
         NotSupportedError: Not a machine that execwatch knows.
     """
-    number = _SYSCALLS.get(platform.machine())
+    machine = os.uname().machine  # what platform.machine() says, which takes 2 ms to import
+    number = _SYSCALLS.get(machine)
     if number is None:
-        raise NotSupportedError(
-            f"supported architecture: it is {platform.machine()}", hint="x86_64 or aarch64"
-        )
+        raise NotSupportedError(f"supported architecture: it is {machine}", hint="x86_64 or aarch64")
     buffer = ctypes.create_string_buffer(attributes, 128)
     return syscall(number, command, _address(buffer), 128)
 

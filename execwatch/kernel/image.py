@@ -66,7 +66,7 @@ class ProgramImage:
 
     Attributes:
         license: As the kernel wants it, e.g. ``"Dual MIT/GPL"``.
-        source_hash: SHA-256 of all the text that was compiled, hexadecimal.
+        source_hash: Of all the text that was compiled, see :func:`execwatch.build.source.digest`.
         compiler: Name and version of what compiled it, for people.
         options: The compiler's options that shape the code.
     """

@@ -6,7 +6,6 @@ import ctypes
 import errno
 import fcntl
 import os
-import platform
 import struct
 import time
 
@@ -47,8 +46,9 @@ def check() -> None:
     Raises:
         NotSupportedError: It has none, or this isn't x86_64.
     """
-    if platform.machine() != "x86_64":
-        raise NotSupportedError(f"kprobe programs for {platform.machine()}", hint="use probe='tracepoint'")
+    machine = os.uname().machine
+    if machine != "x86_64":
+        raise NotSupportedError(f"kprobe programs for {machine}", hint="use probe='tracepoint'")
     _pmu()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from typing import Dict, Mapping, Optional, Tuple
+from typing import Dict, Mapping, Optional
 
 from execwatch import wire
 from execwatch.errors import NotSupportedError
@@ -23,7 +23,8 @@ def load(cache_directory: Optional[str] = None) -> Dict[str, int]:
     """Return what this kernel's BTF tells, by name.
 
     ``offset_*`` for each member in ``wire.OFFSETS``, ABSENT where this kernel
-    lacks it; ``first_*`` and ``size_*`` for each of ``wire.BLOCKS``, ``at_*`` for its members; ``cgroup_index_memory`` and ``cgroup_index_pids``: places of cgroup v1
+    lacks it; ``first_*`` and ``size_*`` for each of ``wire.BLOCKS``, ``at_*`` for its
+    members; ``cgroup_index_memory`` and ``cgroup_index_pids``: places of cgroup v1
     hierarchies in css_set.subsys; ``exit_has_group_dead``: 1 where the tracepoint
     sched_process_exit has that argument.
 
@@ -92,7 +93,10 @@ def _offset(types: btf.Btf, structure: str, paths: str) -> Optional[int]:
 
 
 def _block(name: str, offsets: Mapping[str, int]) -> Dict[str, int]:
-    """Return where a block begins, its bytes, and where in it each member is; 0 bytes: they are too far apart."""
+    """Return where a block begins, its bytes, and where in it each member is.
+
+    Where its members are too far apart, it has no bytes, and they are nowhere in it.
+    """
     members = wire.BLOCKS[name]
     there = {m: offsets[f"offset_{m}"] for m in members if offsets[f"offset_{m}"] != wire.ABSENT}
     first = min(there.values(), default=0)
@@ -110,7 +114,8 @@ def _or_absent(value: Optional[int]) -> int:
 def _fingerprint() -> str:
     import zlib
 
-    return f"{zlib.crc32(repr((*wire.OFFSETS.items(), *wire.RUNS.items(), wire.BLOCKS, _SUBSYSTEMS, 4)).encode()):08x}"
+    tables = (*wire.OFFSETS.items(), *wire.RUNS.items(), *wire.BLOCKS.items(), _SUBSYSTEMS, 4)
+    return f"{zlib.crc32(repr(tables).encode()):08x}"
 
 
 def kernel_build_id() -> Optional[str]:

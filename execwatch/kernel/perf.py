@@ -18,7 +18,6 @@ import ctypes
 import errno
 import mmap
 import os
-import platform
 import struct
 import time
 from typing import Dict, List, Optional, Tuple
@@ -264,7 +263,7 @@ def _timer(seconds: float) -> int:
 
 
 def _numbers() -> Tuple[int, int, int]:
-    return _SYSCALLS[platform.machine()]
+    return _SYSCALLS[os.uname().machine]
 
 
 def _ioctl(fd: int, request: int) -> None:

@@ -100,7 +100,11 @@ def plan(options: Options, kernel_filter: filtering.KernelFilter, clock: wire.Cl
             "ended": max(_ENDED, 256 * loader.possible_cpus()),
         },
         config={
-            **{name: value for name, value in found.items() if name.startswith(("offset_", "bit_", "first_", "size_", "at_"))},
+            **{
+                name: value
+                for name, value in found.items()
+                if name.startswith(("offset_", "bit_", "first_", "size_", "at_"))
+            },
             **kernel_filter.config,
             "pid_ns": namespace,
             "tick_ns": clock.tick_ns,

@@ -15,7 +15,7 @@ from execwatch import wire
 from execwatch.errors import NotSupportedError
 from execwatch.events import AnyEvent, AnyProcessEvent, LostEvents
 from execwatch.filters import Filter, container_test, user_exclusion, user_part
-from execwatch.kernel import bpf, filtering, kprobe, loader, setup, subtree
+from execwatch.kernel import bpf, filtering, kprobe, loader, setup
 from execwatch.kernel.image import ProgramImage
 from execwatch.kernel.losses import Ledger, Losses
 from execwatch.kernel.perf import PerfBuffers
@@ -113,6 +113,8 @@ class KernelSource:
         arming = 0
         for parts in kernel_filter.roots.values():
             arming |= parts
+        if arming:
+            from execwatch.kernel import subtree  # late: most filters name no processes
         self._switch(arming=arming)
         for key, value in kernel_filter.entries:
             bpf.map_update(maps["filters"], key, value)
@@ -371,8 +373,16 @@ def _boottime(event: AnyEvent) -> int:
 
 
 def _check_pids(filter: Optional[Filter]) -> None:
-    for half in (filter, filter.exclude if filter else None):
-        for name in ("pids", "ppids", "descendants_of"):
-            for pid in (half.constraints().get(name) or ()) if half else ():
-                if subtree.stat(pid) is None:
-                    raise ValueError(f"{name}: there is no process {pid}; expected pids of running processes")
+    halves = [half for half in (filter, filter.exclude if filter else None) if half]
+    named = [
+        (name, pid)
+        for half in halves
+        for name in ("pids", "ppids", "descendants_of")
+        for pid in half.constraints().get(name) or ()
+    ]
+    if named:
+        from execwatch.kernel import subtree
+
+        for name, pid in named:
+            if subtree.stat(pid) is None:
+                raise ValueError(f"{name}: there is no process {pid}; expected pids of running processes")
