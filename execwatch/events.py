@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import errno
 from datetime import datetime, timedelta, timezone
-from typing import Any, ClassVar, Literal, Mapping, Optional, Sequence, Tuple, Type, Union
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Mapping, Optional, Sequence, Tuple, Type, Union
 
 import attrs
 from typing_extensions import TypeAlias, final
@@ -35,11 +35,26 @@ class Event:
         boottime_ns: Time since boot, suspend included (CLOCK_BOOTTIME); events are ordered by it.
     """
 
-    __slots__ = ()
+    #: What sets the fields that an event from the kernel doesn't have yet, and its arguments.
+    __slots__ = ("_rest",)
 
     kind: ClassVar[str]
     time_ns: int
     boottime_ns: int
+
+    if not TYPE_CHECKING:  # for a type checker it would mean that there is any attribute
+
+        def __getattr__(self, name: str) -> Any:
+            # Only where a field is not there: half of them nobody asks for, see wire.decode.
+            try:
+                rest = object.__getattribute__(self, "_rest")
+            except AttributeError:
+                rest = None
+            if rest is not None:
+                complete, *arguments = rest
+                complete(self, *arguments)
+            # Perhaps another thread has just done it.
+            return object.__getattribute__(self, name)
 
     @property
     def time(self) -> datetime:

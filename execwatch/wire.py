@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import stat
 import struct
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, FrozenSet, Mapping, Optional, Tuple, Union
 
 import attrs
@@ -478,6 +478,16 @@ _LATEST_NS = 2**62
 _SIZE = struct_of(RECORD).size
 _CONTEXT_SIZE = struct_of(CONTEXT).size
 _unpack = struct_of(RECORD).unpack_from
+#: What is decoded when it is asked for, and else passed over.
+_LATER = ("mnt_ns", "start_boottime_ns", "parent_start_boottime_ns", "exec_boottime_ns", "cgroup_id", "level")
+_unpack_first = struct.Struct(
+    "<"
+    + "".join(
+        f"{struct.calcsize(_CODES[kind])}x" if name in _LATER else _CODES[kind] for kind, name in RECORD
+    )
+).unpack_from
+_unpack_u64 = struct.Struct("<Q").unpack_from
+_EXEC_TIME_AT = offset_of(RECORD, "exec_boottime_ns")
 _unpack_namespaces = struct.Struct("<8I").unpack_from
 _EXEC, _FAILED, _FORK, _EXIT = KINDS.values()
 (
@@ -547,26 +557,24 @@ def decode(  # noqa: C901, PLR0915  one function: a call costs a tenth of an eve
 ) -> Tuple[AnyProcessEvent, int, int]:
     """Return the event of the record that begins at ``data[at]``, its ``lost`` and its ``flags``.
 
+    What few programs ask for is decoded when one does: see :func:`_complete`.
+
     Raises:
         ValueError: The bytes are not a record that this version knows.
     """
     try:
-        # The names, in the order of RECORD.
         (
             size, kind, flags, valid, boottime_ns, lost,
-            cpu, pid, tid, host_pid, ppid, uid, gid, argc, status, mnt_ns,
-            start_boottime_ns, parent_start_boottime_ns, exec_boottime_ns, cgroup_id,
+            cpu, pid, tid, host_pid, ppid, uid, gid, argc, status,
             filename_size, interp_size, exe_size, cwd_size, cgroup_size, env_size, argv_size,
-            _level, comm, parent_comm,
-        ) = _unpack(data, at)  # fmt: skip
+            comm, parent_comm,
+        ) = _unpack_first(data, at)  # fmt: skip
     except struct.error as exc:
         raise ValueError(f"record cut short: {exc}") from exc
     filename_at = at + _SIZE + (_CONTEXT_SIZE if kind == _EXEC else 0)
     interp_at = filename_at + filename_size
     exe_at = interp_at + interp_size
-    cwd_at = exe_at + exe_size
-    cgroup_at = cwd_at + cwd_size
-    env_at = cgroup_at + cgroup_size
+    env_at = exe_at + exe_size + cwd_size + cgroup_size
     argv_at = env_at + env_size
     end = argv_at + argv_size
     if end > at + size or at + size > len(data):
@@ -586,21 +594,10 @@ def decode(  # noqa: C901, PLR0915  one function: a call costs a tenth of an eve
         event.interp = None
         if valid & _INTERP:
             event.interp = _text(data[interp_at:exe_at]) if interp_size else filename
-        event.creds = event.session = event.exe = event.cwd = None
-        if valid & _CAPTURED:
-            event.creds, event.exe, event.cwd = _captured(
-                data[at + _SIZE : at + _SESSION_AT], data[exe_at:cgroup_at], exe_size, valid & _CAPTURED
-            )
-        if valid & _SESSION:
-            event.session = _session(data[at + _SESSION_AT : at + _VPID_AT])
         event.env = event.env_status = None
         if env:
             event.env_status = _env_status(flags, valid)
             event.env = _env(data[env_at:argv_at], env) if valid & _ENV else None
-        if valid & _NAMESPACES:
-            event.namespaces = _namespaces(mnt_ns, data, at + _VPID_AT)
-        else:
-            event.namespaces = _mount_ns(mnt_ns) if valid & _MNT_NS else None
     elif kind == _FAILED:
         event = _Failed()
         event.tid = tid
@@ -615,34 +612,67 @@ def decode(  # noqa: C901, PLR0915  one function: a call costs a tenth of an eve
         event.signal = signal = status & 0x7F or None
         event.exit_code = status >> 8 & 0xFF if signal is None else None
         event.core_dumped = bool(status & 0x80)
-        event.exec_boottime_ns = exec_boottime_ns if valid & _EXEC_TIME else None
+        event.exec_boottime_ns = None
+        if valid & _EXEC_TIME:
+            (event.exec_boottime_ns,) = _unpack_u64(data, at + _EXEC_TIME_AT)
     else:
         raise ValueError(f"record of unknown kind {kind}")
-    if kind != _EXEC:
-        event.namespaces = _mount_ns(mnt_ns) if valid & _MNT_NS else None
 
     event.time_ns = boottime_ns + clock.offset_ns
     event.boottime_ns = boottime_ns
     event.cpu = cpu
     event.pid = pid
     event.comm = _text(comm)
-    event.process_key = clock.process_key(pid, start_boottime_ns)
     event.host_pid = host_pid
     event.ppid = ppid if valid & _PPID else None
     event.parent_comm = _text(parent_comm) if valid & _PARENT_COMM else None
-    event.parent_key = None
-    if valid & _PPID and valid & _PARENT_START:
-        event.parent_key = clock.process_key(ppid, parent_start_boottime_ns)
     event.uid = uid
     event.gid = gid
-    event.start_boottime_ns = start_boottime_ns if valid & _START else None
-    event.cgroup_id = cgroup_id if valid & _CGROUP else None
-    if valid & _CGROUP_PATH:
-        event.cgroup_path, event.container = _cgroup(data[cgroup_at:env_at], flags & _CONTAINER_FLAGS)
-    else:
-        event.cgroup_path = event.container = None
+    event._rest = _complete, data[at:env_at], clock
     event.__class__ = _CLASSES[kind]
     return event, lost, flags
+
+
+def _complete(event: AnyProcessEvent, data: bytes, clock: Clock) -> None:
+    """Set what :func:`decode` has left: who exactly, and what was captured.
+
+    Two threads may do so at once; they set the same.
+
+    Args:
+        data: The record, up to its paths.
+    """
+    (
+        _size, kind, flags, valid, _boottime_ns, _lost,
+        _cpu, pid, _tid, _host_pid, ppid, _uid, _gid, _argc, _status, mnt_ns,
+        start_boottime_ns, parent_start_boottime_ns, _exec_boottime_ns, cgroup_id,
+        filename_size, interp_size, exe_size, cwd_size, cgroup_size, _env_size, _argv_size,
+        _level, _comm, _parent_comm,
+    ) = _unpack(data, 0)  # fmt: skip
+    # Frozen for all but us.
+    put = partial(object.__setattr__, event)
+    put("process_key", clock.process_key(pid, start_boottime_ns))
+    parent_known = valid & _PPID and valid & _PARENT_START
+    put("parent_key", clock.process_key(ppid, parent_start_boottime_ns) if parent_known else None)
+    put("start_boottime_ns", start_boottime_ns if valid & _START else None)
+    put("cgroup_id", cgroup_id if valid & _CGROUP else None)
+    cgroup_path = container = None
+    if valid & _CGROUP_PATH:
+        cgroup_path, container = _cgroup(data[len(data) - cgroup_size :], flags & _CONTAINER_FLAGS)
+    put("cgroup_path", cgroup_path)
+    put("container", container)
+    if kind == _EXEC:
+        exe_at = _SIZE + _CONTEXT_SIZE + filename_size + interp_size
+        paths = data[exe_at : exe_at + exe_size + cwd_size]
+        creds, exe, cwd = _captured(data[_SIZE:_SESSION_AT], paths, exe_size, valid & _CAPTURED)
+        put("creds", creds)
+        put("exe", exe)
+        put("cwd", cwd)
+        put("session", _session(data[_SESSION_AT:_VPID_AT]) if valid & _SESSION else None)
+    if kind == _EXEC and valid & _NAMESPACES:
+        put("namespaces", _namespaces(mnt_ns, data, _VPID_AT))
+    else:
+        put("namespaces", _mount_ns(mnt_ns) if valid & _MNT_NS else None)
+    put("_rest", None)
 
 
 _CLASSES = (ExecEvent, FailedExecEvent, ForkEvent, ExitEvent)

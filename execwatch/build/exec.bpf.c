@@ -159,6 +159,10 @@ INLINE u64 part(const char *block, u32 at, const void *base, u32 offset, u32 byt
 /* The same in loops: no branch, for the reason told at step. The block has it, that was seen to. */
 #define STEP(block, member) (*(void *const volatile *)((block) + cfg->at_##member))
 
+/* Whether there is such a block on this kernel. Opaque: LLVM would keep the size for the first
+ * round of a loop and jump into its middle, which verifiers up to Linux 6.1 refuse ("back-edge"). */
+#define HAS_BLOCK(name) (((const struct config *)opaque((u64)cfg))->size_##name != 0)
+
 /* A task's name, padded with NULs as filters compare it. Before Linux 5.17 what is left of an
  * older, longer name stands behind it. */
 INLINE bool read_comm(const struct config *cfg, char *to, const void *task)
@@ -408,12 +412,11 @@ struct hits {
     u32 exclude;
 };
 
+/* Without branches: there would be two to the power of the fields' number of ways. */
 INLINE void note(struct hits *hits, u32 field, u32 parts)
 {
-    if (parts & PART_INCLUDE)
-        hits->include |= field;
-    if (parts & PART_EXCLUDE)
-        hits->exclude |= field;
+    hits->include |= opaque(parts / PART_INCLUDE & 1) * field;
+    hits->exclude |= opaque(parts / PART_EXCLUDE & 1) * field;
 }
 
 /* Whether the record passes. A filter holds if each field that it names does; an
@@ -540,26 +543,27 @@ INLINE bool append_path(const struct config *cfg, struct exec_scratch *s, u64 at
     w->dentry = (u64)dentry;
     w->mount = (u64)mnt - cfg->offset_mount_mnt;
     w->root = (u64)step(mnt, cfg->offset_vfsmount_mnt_root);
-    if (!mnt || !w->root || !cfg->size_dentry || !cfg->size_mount)
+    if (!mnt || !w->root || !HAS_BLOCK(dentry) || !HAS_BLOCK(mount))
         return false;
     for (u32 i = 0; i < PATH_DEPTH_MAX; i++) {
         void *here = (void *)w->dentry;
         READ_BLOCK(block, dentry, here);
         void *parent = STEP(block, dentry_d_parent);
-        if (!(differs((u64)here, (u64)parent) & differs((u64)here, w->root))) {
-            char *mount = (char *)w->mount;
-            READ_BLOCK(block, mount, mount);
-            char *below = STEP(block, mount_mnt_parent);
-            if (below == mount)
-                return step(mount, cfg->offset_mount_mnt_ns) == ns;
-            w->dentry = (u64)STEP(block, mount_mnt_mountpoint);
-            w->root = (u64)step(below, cfg->offset_mount_mnt + cfg->offset_vfsmount_mnt_root);
-            w->mount = (u64)below;
+        if (differs((u64)here, (u64)parent) & differs((u64)here, w->root)) {
+            w->dentry = (u64)parent;
+            if (!append_name(s->data, at, used, STEP(block, dentry_name)))
+                return false;
             continue;
         }
-        w->dentry = (u64)parent;
-        if (!append_name(s->data, at, used, STEP(block, dentry_name)))
-            return false;
+        /* The root of a mount: on from where it is mounted. */
+        char *mount = (char *)w->mount;
+        READ_BLOCK(block, mount, mount);
+        char *below = STEP(block, mount_mnt_parent);
+        if (below == mount)
+            return step(mount, cfg->offset_mount_mnt_ns) == ns;
+        w->dentry = (u64)STEP(block, mount_mnt_mountpoint);
+        w->root = (u64)step(below, cfg->offset_mount_mnt + cfg->offset_vfsmount_mnt_root);
+        w->mount = (u64)below;
     }
     return false;
 }
@@ -620,7 +624,7 @@ INLINE void append_cgroup(const struct config *cfg, struct record *r, struct cop
     volatile u32 *depth = &r->cgroup_size;
     char *block = copies->other;
 
-    if (!node || !cfg->size_kernfs_node)
+    if (!node || !HAS_BLOCK(kernfs_node))
         return;
     *depth = number(copies->cgroup, cfg->offset_cgroup_level);
     if (*depth >= CGROUP_DEPTH_MAX)

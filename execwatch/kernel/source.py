@@ -7,6 +7,7 @@ Reading changes nothing here but the position, and that is the caller's: see
 from __future__ import annotations
 
 import os
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Union
 
 import attrs
@@ -25,6 +26,7 @@ from execwatch.source import COUNTED, Batch, Counts, KindCounts
 if TYPE_CHECKING:
     from execwatch.processes import Process
 
+_boottime = attrgetter("boottime_ns")
 _COUNTERS = wire.struct_of(wire.COUNTERS)
 _EXCLUDED, _UNDECIDED, _UNWANTED = (wire.FLAGS[name] for name in ("EXCLUDED", "UNDECIDED", "UNWANTED"))
 
@@ -366,10 +368,6 @@ def _with_parent_of(before: Optional[Process], process: Process) -> Process:
     if before is None:
         return process
     return attrs.evolve(process, ppid=before.ppid, parent_key=before.parent_key)
-
-
-def _boottime(event: AnyEvent) -> int:
-    return event.boottime_ns
 
 
 def _check_pids(filter: Optional[Filter]) -> None:
