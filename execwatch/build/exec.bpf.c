@@ -585,7 +585,9 @@ INLINE void append_exe(const struct config *cfg, struct exec_scratch *s, void *m
         dentry != follow(mnt, cfg->offset_vfsmount_mnt_root)) {
         s->context.bits |= CONTEXT_DETACHED;
         const char *name = POINTER(block, dentry, dentry_name);
-        known = append_name(s->data, at, &r->exe_size, name);
+        /* Once more: verifiers up to Linux 6.1 forget it where LLVM puts `at` on the stack. */
+        at = opaque(at);
+        known = at <= NAMES_MAX && append_name(s->data, at, &r->exe_size, name);
     } else {
         known = append_path(cfg, s, at, &r->exe_size, mnt, dentry);
     }

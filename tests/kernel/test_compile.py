@@ -9,22 +9,24 @@ import logging
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import textwrap
 import threading
 from pathlib import Path
-from typing import Any, Callable, List
+from typing import Any, Callable, List, Tuple
 
 import attr
 import pytest
 import typing_extensions
 
 import execwatch.build
+from execwatch import wire
 from execwatch.build import bcc, compiler, images, source
 from execwatch.build.compiler import compile_image
 from execwatch.errors import BccNotFoundError, CompileError
-from execwatch.kernel.image import ProgramImage
+from execwatch.kernel.image import Program, ProgramImage
 
 ROOT = Path(execwatch.build.__file__).parents[2]
 
@@ -165,6 +167,34 @@ class TestImage:
             assert load[0] == 0x18
             assert load[1] >> 4 == 1
             assert not any(load[4:])
+
+    def test_a_mark_becomes_the_address_of_the_configuration(self, folder: Path) -> None:
+        mark = f'asm("%0 = {wire.CONFIG_MARK:#x} ll" : "=r"(c))'
+        near = f'asm volatile("%0 = {wire.CONFIG_MARK + 1:#x} ll" : "=r"(other))'
+        text = SAMPLE.replace("c = config.lookup(&zero);", f"c; u64 other; {mark}; {near};", 1)
+        plain, _ = compile_sample(folder).programs
+        marked, _ = compile_image(text, include_dir=str(folder)).programs
+
+        def kinds(program: Program) -> List[Tuple[int, str]]:
+            found = []
+            for index, name in program.relocations:
+                _, registers, *number = struct.unpack_from("<BB2xI4xI", program.instructions, index * 8)
+                assert number == [0, 0]
+                found.append((registers >> 4, name))
+            return sorted(found)
+
+        others = [(1, name) for name in ("events", "events", "perf", "scratch", "tree")]
+        assert kinds(plain) == sorted([(1, "config"), *others])
+        assert kinds(marked) == sorted([(2, "config"), *others])
+        # The other number is still there, in both halves of a load.
+        low, high = (wire.CONFIG_MARK + 1) & 0xFFFFFFFF, wire.CONFIG_MARK >> 32
+        loads = [
+            struct.unpack_from("<BB2xI4xI", marked.instructions, at)
+            for at in range(0, len(marked.instructions) - 8, 8)
+        ]
+        assert [
+            (opcode, registers >> 4) for opcode, registers, *number in loads if number == [low, high]
+        ] == [(0x18, 0)]
 
     def test_the_ring_can_be_asked_for_its_fill(self, folder: Path) -> None:
         program = compile_sample(folder).programs[0]
@@ -454,7 +484,7 @@ class TestCachedImage:
         image = images.load("sample", folder=str(folder), cache_directory=cache)
         (name,) = os.listdir(cache)
         other = json.loads(image.to_json())
-        other["source_hash"] = "0" * 64
+        other["source_hash"] = "0" * 8
         for content in (json.dumps(other), "{}"):
             store.write(name, content.encode(), directory=cache)
             assert images.load("sample", folder=str(folder), cache_directory=cache) == image

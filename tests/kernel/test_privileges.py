@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pathlib
 import resource
 import shutil
 import subprocess
-from typing import Callable
+from typing import Any, Callable, Tuple
 
 import attr
 import attrs
@@ -15,12 +16,16 @@ import pytest
 import typing_extensions
 
 import execwatch
-from execwatch import AttachError, ExecTracer, LoadError, NotSupportedError
+from execwatch import AttachError, ExecEvent, ExecTracer, Filter, LoadError, NotSupportedError, wire
 from execwatch.build import images
-from execwatch.kernel import bpf, btf, loader, offsets
+from execwatch.build.__main__ import STEPS_MAX, everything
+from execwatch.events import ProcessEvent
+from execwatch.kernel import bpf, btf, filtering, loader, offsets, setup
 from execwatch.kernel.image import PROGRAM_TYPES, Program
+from execwatch.tracer import CAPTURE
 
-from .conftest import COUNT, Reason, skip
+from .conftest import COUNT, Reason, open_files, skip
+from .witness import held
 
 pytestmark = pytest.mark.usefixtures("root")
 
@@ -126,7 +131,7 @@ def test_the_verifier_is_quoted() -> None:
 
 def test_a_tracepoint_that_this_kernel_lacks() -> None:
     name = "raw_tracepoint__sched_process_exec"
-    image = loader.LoadedImage(images.load("exec"), [name], {})
+    image = loader.LoadedImage(images.load("exec"), [name], {}, {"config": everything()})
     try:
         with pytest.raises(NotSupportedError) as raised:
             bpf.raw_tracepoint_open("no_such_tracepoint", image.programs[name])
@@ -158,18 +163,166 @@ def test_a_map_that_the_kernel_refuses_is_named() -> None:
         bpf.map_create(9999, 4, 4, 1, 0, "odd")
 
 
-@pytest.mark.parametrize("program", images.load("exec").programs, ids=lambda program: program.name)
-def test_no_program_needs_many_steps_of_the_verifier(program: Program) -> None:
-    """The limit is a million; much below it an older or stricter verifier is done too."""
-    image = images.load("exec")
-    loaded = loader.LoadedImage(image, [program.name], {})
+# -- What the verifier knows ------------------------------------------------------------------
+
+IMAGE = images.load("exec")
+
+
+def steps_of(program: Program, config: bytes) -> int:
+    loaded = loader.LoadedImage(IMAGE, [program.name], {}, {"config": config})
     try:
-        steps = bpf.verifier_steps(
-            PROGRAM_TYPES[program.type], loader.relocate(program, loaded.maps), image.license
-        )
+        code = loader.relocate(program, loaded.maps)
+        return bpf.verifier_steps(PROGRAM_TYPES[program.type], code, IMAGE.license)
     finally:
         loaded.close()
-    assert 0 < steps < 100_000
+
+
+@pytest.mark.parametrize("program", IMAGE.programs, ids=lambda program: program.name)
+def test_no_program_needs_many_steps_of_the_verifier(program: Program) -> None:
+    """The limit is a million; much below it an older or stricter verifier is done too."""
+    assert 0 < steps_of(program, everything()) < STEPS_MAX == 100_000
+
+
+def nothing() -> bytes:
+    """The configuration of a tracer that asks for no more than that programs start."""
+    options = setup.Options(
+        probe="tracepoint",
+        failed=False,
+        forks=False,
+        exits=False,
+        buffer="ring",
+        buffer_size=1 << 22,
+        argv_size=wire.LIMITS["ARGV_SIZE_MAX"],
+        latency=0.0,
+    )
+    plan = setup.plan(options, filtering.compile_filter(None), setup.read_clock())
+    return wire.pack(wire.CONFIG, plan.config)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["raw_tracepoint__sched_process_exec", "kretprobe__exec", "raw_tracepoint__sched_process_fork"],
+)
+def test_the_verifier_takes_out_what_is_not_asked_for(name: str) -> None:
+    """It can only if it reads the configuration as constants."""
+    (program,) = (program for program in IMAGE.programs if program.name == name)
+    assert 10 * steps_of(program, nothing()) < steps_of(program, everything())
+
+
+def array_of(layout: wire.Layout) -> Tuple[int, dict[str, str]]:
+    """The array of this process that holds one such structure: its descriptor, and its fdinfo (proc(5))."""
+    found = []
+    for fd, target in open_files().items():
+        if target == "anon_inode:bpf-map":
+            text = pathlib.Path(f"/proc/self/fdinfo/{fd}").read_text()
+            info = dict(line.split(":\t", 1) for line in text.splitlines())
+            size = str(wire.struct_of(layout).size)
+            if (info["map_type"], info["max_entries"], info["value_size"]) == (str(bpf.ARRAY), "1", size):
+                found.append((int(fd), info))
+    (one,) = found
+    return one
+
+
+def value_of(layout: wire.Layout) -> dict[str, Any]:
+    value = bpf.map_lookup(array_of(layout)[0], bytes(4), wire.struct_of(layout).size)
+    assert value is not None
+    return wire.unpack(layout, value)
+
+
+def test_nobody_can_change_the_configuration_of_a_tracer_that_runs() -> None:
+    with ExecTracer(Filter(uids=54321), capture=("cwd",)):
+        config, info = array_of(wire.CONFIG)
+        assert (info["frozen"], int(info["map_flags"], 16)) == ("1", 1 << 7)  # BPF_F_RDONLY_PROG
+        before = value_of(wire.CONFIG)
+        assert (before["capture"], before["include"]) == (wire.CAPTURE["cwd"], wire.FILTER_BITS["uid"])
+        assert before["offset_task_tgid"] == offsets.load()["offset_task_tgid"]
+        with pytest.raises(PermissionError) as raised:
+            bpf.map_update(config, bytes(4), bytes(wire.struct_of(wire.CONFIG).size))
+        assert raised.value.errno == errno.EPERM
+        assert value_of(wire.CONFIG) == before
+
+
+def test_what_is_switched_while_programs_run_is_not_frozen() -> None:
+    with ExecTracer(Filter(descendants_of=os.getpid())) as tracer:
+        assert array_of(wire.SWITCHES)[1]["frozen"] == "0"
+        assert value_of(wire.SWITCHES) == {"arming": 0, "track": 0}
+        assert os.getpid() in [process.pid for process in tracer.processes]
+        assert value_of(wire.SWITCHES) == {"arming": 0, "track": 1}
+
+
+# -- Kernels that have their members elsewhere ------------------------------------------------
+
+ALL: dict[str, Any] = {"capture": CAPTURE, "env": True, "failed": True, "forks": True, "exits": True}
+
+#: What is found by a walk, which takes blocks.
+WALKED = ("cgroup_path", "container", "cwd", "exe.path")
+#: Each tracer's programs have a clock reading of their own.
+OWN = ("time_ns", "boottime_ns", "exec_boottime_ns")
+
+
+def fields(event: ProcessEvent) -> dict[str, Any]:
+    """All fields by name, those of what was captured as in "creds.uid"."""
+    found: dict[str, Any] = {"kind": event.kind}
+    for name, value in attrs.asdict(event).items():
+        if name in ("creds", "exe", "namespaces", "session") and value is not None:
+            found.update({f"{name}.{inner}": number for inner, number in value.items()})
+        else:
+            found[name] = value
+    return found
+
+
+def test_members_that_lie_apart_tell_the_same(
+    programs: Callable[[str], str], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two tracers of the same processes: for one no two members are near each other, as with RANDSTRUCT."""
+    for path in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        path.chmod(0o755)
+    # The file's owner and group are told by what the program gains.
+    hold = tmp_path / "hold"
+    shutil.copy(programs("hold"), hold)
+    os.chown(hold, 54321, 54322)
+    hold.chmod(0o6755)
+    script = f"/no/such/program; exec {hold} 'an argument'"
+    near = offsets.load()
+    apart = {name: 0 if name.startswith(("first_", "size_")) else value for name, value in near.items()}
+    apart.update({name: wire.ABSENT for name in near if name.startswith("at_")})
+    mine = Filter(descendants_of=os.getpid())
+    with ExecTracer(mine, **ALL) as tracer:
+        monkeypatch.setattr(offsets, "load", lambda: apart)
+        with ExecTracer(mine, **ALL) as other:
+            with held("/bin/sh", "-c", script, env={"NAME": "value"}, cwd=tmp_path):
+                pass
+            events, others = list(tracer.read(timeout=0)), list(other.read(timeout=0))
+    kinds = ["fork", "exec", "fork", "failed_exec", "exit", "exec", "exit"]
+    assert [event.kind for event in events] == [event.kind for event in others] == kinds
+    held_exec = fields(events[-2])
+    there = {"exe.path": str(hold), "cwd": str(tmp_path), "creds.euid": 54321, "creds.egid": 54322}
+    assert {name: held_exec[name] for name in there} == there
+    assert None not in [
+        held_exec[name] for name in ("cgroup_path", "session.sid", "namespaces.net", "exe.inode")
+    ]
+    for expected, told in zip(map(fields, events), map(fields, others)):
+        assert told.keys() == expected.keys()
+        for name in expected:
+            if name in OWN:
+                assert (told[name] is None) == (expected[name] is None), name
+            elif name in WALKED:
+                assert told[name] is None, name
+            else:
+                assert told[name] == expected[name], f"{name} of {expected['kind']}"
+
+
+@pytest.mark.parametrize("name", sorted(set(wire.OFFSETS) - set(offsets._NEEDED)))
+def test_a_kernel_that_lacks_a_member_is_traced_without(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {**offsets.load(), f"offset_{name}": wire.ABSENT}
+    for block in wire.BLOCKS:
+        found.update(offsets._block(block, found))
+    monkeypatch.setattr(offsets, "load", lambda: found)
+    options = {**ALL, "failed": name != "regs_orig_ax"}  # without it there are no failed ones, as it says
+    with ExecTracer(**options) as tracer:
+        subprocess.run(["/bin/true", name], check=True)
+        execs = [event.argv for event in tracer.read(timeout=0) if isinstance(event, ExecEvent)]
+    assert execs.count(("/bin/true", name)) == 1
 
 
 def test_the_offsets_are_remembered_for_this_kernel(tmp_path: pathlib.Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import pwd
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Callable
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from execwatch.kernel import cache
 
@@ -81,9 +84,23 @@ def replace_directory_by_link(file: Path) -> None:
     file.parent.symlink_to("elsewhere")
 
 
+def seal_as_before(file: Path) -> None:
+    """As it was until the cache's second form, which knows no SHA-256."""
+    data = b"some\ndata\0"
+    file.write_bytes(b"execwatch-cache-1 %s\n%s" % (hashlib.sha256(data).hexdigest().encode(), data))
+
+
+def change_the_seal(file: Path) -> None:
+    content = file.read_bytes()
+    at = content.index(b"\n") - 1
+    file.write_bytes(content[:at] + (b"1" if content[at : at + 1] == b"0" else b"0") + content[at + 1 :])
+
+
 SPOILT: dict[str, Callable[[Path], object]] = {
     "truncated": truncate,
     "flipped": flip_a_bit,
+    "of an older version": seal_as_before,
+    "another seal": change_the_seal,
     "empty": lambda file: file.write_bytes(b""),
     "foreign": lambda file: file.write_bytes(b"no line ends here"),
     "readable by the group": lambda file: file.chmod(0o640),
@@ -107,6 +124,20 @@ def test_what_is_spoilt_is_logged_and_absent(
     assert cache.read("name", directory=str(file.parent)) is None
     (message,) = warnings_of(caplog)
     assert str(file) in message
+
+
+@given(st.binary(min_size=1, max_size=2000), st.data())
+def test_damage_is_found(data: bytes, draw: st.DataObject) -> None:
+    """A CRC-32 finds each change within four bytes on end, whatever it is."""
+    content = cache._seal(data)
+    assert cache._unseal(content) == data
+    at = draw.draw(st.integers(len(content) - len(data), len(content) - 1))
+    part = content[at : at + 4]
+    other = draw.draw(st.binary(min_size=len(part), max_size=len(part)).filter(lambda new: new != part))
+    with pytest.raises(ValueError):
+        cache._unseal(content[:at] + other + content[at + 4 :])
+    with pytest.raises(ValueError):
+        cache._unseal(content[: draw.draw(st.integers(0, len(content) - 1))])
 
 
 def test_a_sticky_parent_will_do(file: Path) -> None:
@@ -204,7 +235,8 @@ def test_leaves_no_descriptor_open(file: Path) -> None:
     assert sorted(os.listdir("/proc/self/fd")) == before
 
 
-def test_costs_no_import_of_logging() -> None:
+@pytest.mark.parametrize("module", ["logging", "hashlib"])
+def test_costs_no_import_of(module: str) -> None:
     script = "import sys, execwatch.kernel.cache as c; c.read('x', directory='/none'); print(*sys.modules)"
     found = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, check=True, text=True)
-    assert "logging" not in found.stdout.split()
+    assert module not in found.stdout.split()

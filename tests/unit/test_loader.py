@@ -1,17 +1,22 @@
 from __future__ import annotations
 
+import os
 import pathlib
 import struct
+from typing import Any, Callable, Dict, List, Tuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from execwatch.kernel.image import Program
-from execwatch.kernel.loader import possible_cpus, relocate
+from execwatch.kernel import bpf
+from execwatch.kernel.image import MapDefinition, Program, ProgramImage
+from execwatch.kernel.loader import LoadedImage, possible_cpus, relocate
 
 #: r1 = map, of 16 bytes; r0 = 0; exit.
 LOAD_MAP = struct.pack("<BBhi", 0x18, 0x11, 0, 0) + bytes(8)
+#: r1 = address of a map's value.
+LOAD_VALUE = struct.pack("<BBhi", 0x18, 0x21, 0, 0) + bytes(8)
 RETURN = struct.pack("<BBhi", 0xB7, 0, 0, 0) + struct.pack("<BBhi", 0x95, 0, 0, 0)
 
 
@@ -27,11 +32,31 @@ def test_puts_the_descriptors_into_the_instructions_that_load_maps() -> None:
     assert code[32:] == RETURN
 
 
-@given(st.lists(st.booleans(), min_size=1, max_size=20), st.integers(0, 2**31 - 1), st.integers(0, 15))
-def test_changes_nothing_but_the_descriptor(loads: list[bool], fd: int, register: int) -> None:
-    load = struct.pack("<BBhi", 0x18, 0x10 | register, 0, 0) + bytes(8)
-    code = b"".join(load if is_load else RETURN for is_load in loads)
-    places = [(2 * number, "m") for number, is_load in enumerate(loads) if is_load]
+def test_a_map_can_be_loaded_and_so_can_the_address_of_its_value() -> None:
+    code = relocate(
+        program(LOAD_VALUE + LOAD_MAP + LOAD_VALUE + RETURN, (0, "a"), (2, "a"), (4, "b")), {"a": 7, "b": 300}
+    )
+    assert struct.unpack_from("<BBhi", code, 0) == (0x18, 0x21, 0, 7)
+    assert struct.unpack_from("<BBhi", code, 16) == (0x18, 0x11, 0, 7)
+    assert struct.unpack_from("<BBhi", code, 32) == (0x18, 0x21, 0, 300)
+    # Of a value this half says how far in.
+    assert code[8:16] == code[24:32] == code[40:48] == bytes(8)
+    assert code[48:] == RETURN
+
+
+@given(
+    st.lists(st.sampled_from([0, 1, 2]), min_size=1, max_size=20),
+    st.integers(0, 2**31 - 1),
+    st.integers(0, 15),
+    st.binary(min_size=4, max_size=4),
+)
+def test_changes_nothing_but_the_descriptor(kinds: list[int], fd: int, register: int, half: bytes) -> None:
+    """Kind 0 is no map: it stays, as does the second half of each."""
+    loads = {
+        kind: struct.pack("<BBhi", 0x18, kind << 4 | register, 0, 0) + bytes(4) + half for kind in (0, 1, 2)
+    }
+    code = b"".join(loads[kind] for kind in kinds)
+    places = [(2 * number, "m") for number, kind in enumerate(kinds) if kind]
     changed = relocate(program(code, *places), {"m": fd})
     assert len(changed) == len(code)
     restored = bytearray(changed)
@@ -51,10 +76,20 @@ def test_a_program_without_maps_stays_as_it_is() -> None:
         (RETURN, 0),
         (LOAD_MAP + RETURN, 1),
         (struct.pack("<BBhi", 0x18, 0x01, 0, 0) + bytes(8), 0),  # loads a number, no map
+        (struct.pack("<BBhi", 0x18, 0x31, 0, 0) + bytes(8), 0),  # BPF_PSEUDO_BTF_ID
+        (struct.pack("<BBhi", 0x18, 0xF1, 0, 0) + bytes(8), 0),
         (LOAD_MAP + RETURN, 4),
         (RETURN + LOAD_MAP, -2),
     ],
-    ids=["another instruction", "second half", "a number", "behind the end", "negative"],
+    ids=[
+        "another instruction",
+        "second half",
+        "a number",
+        "a variable",
+        "no kind",
+        "behind the end",
+        "negative",
+    ],
 )
 def test_a_relocation_of_anything_else_is_refused(code: bytes, index: int) -> None:
     with pytest.raises(ValueError, match=rf"'raw_tracepoint__t': instruction {index} "):
@@ -66,3 +101,89 @@ def test_counts_possible_cpus(tmp_path: pathlib.Path, text: str, count: int) -> 
     file = tmp_path / "possible"
     file.write_text(text)
     assert possible_cpus(str(file)) == count
+
+
+# -- Maps and programs, of a kernel that only notes what is asked of it -----------------------
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> List[Tuple[Any, ...]]:
+    """Grows by each call of bpf(2): what, and of which map or program."""
+    calls: List[Tuple[Any, ...]] = []
+    names: Dict[int, str] = {}
+
+    def make(what: str, name_at: int) -> Callable[..., int]:
+        def call(*arguments: Any) -> int:
+            fd = os.open("/dev/null", os.O_RDONLY)
+            names[fd] = arguments[name_at]
+            calls.append((what, arguments[name_at]))
+            return fd
+
+        return call
+
+    def update(fd: int, key: bytes, value: bytes) -> None:
+        calls.append(("update", names[fd], key, value))
+
+    monkeypatch.setattr(bpf, "map_create", make("create", 5))
+    monkeypatch.setattr(bpf, "program_load", make("load", 3))
+    monkeypatch.setattr(bpf, "map_update", update)
+    monkeypatch.setattr(bpf, "map_freeze", lambda fd: calls.append(("freeze", names[fd])))
+    return calls
+
+
+def array(name: str) -> MapDefinition:
+    return MapDefinition(name, type=2, key_size=4, value_size=8, max_entries=1, flags=0)
+
+
+TWO = ProgramImage(
+    programs=(
+        Program("raw_tracepoint__a", LOAD_VALUE + LOAD_MAP + RETURN, ((0, "config"), (2, "plain"))),
+        Program("raw_tracepoint__b", LOAD_VALUE + LOAD_MAP + RETURN, ((0, "config"), (2, "late"))),
+        Program("raw_tracepoint__c", LOAD_MAP + RETURN, ((0, "plain"),)),
+    ),
+    maps=(array("config"), array("late"), array("other"), array("plain")),
+    license="GPL",
+    source_hash="",
+    compiler="",
+    options=(),
+)
+VALUE = b"constant"
+
+
+def test_a_map_is_written_and_frozen_before_any_program_is_loaded(asked: List[Tuple[Any, ...]]) -> None:
+    LoadedImage(TWO, ["raw_tracepoint__a"], {}, {"config": VALUE}).close()
+    assert asked == [
+        ("create", "config"),
+        ("update", "config", bytes(4), VALUE),
+        ("freeze", "config"),
+        ("create", "plain"),
+        ("load", "a"),
+    ]
+
+
+def test_programs_that_come_later_find_it_frozen(asked: List[Tuple[Any, ...]]) -> None:
+    """To write it again would be refused."""
+    image = LoadedImage(TWO, ["raw_tracepoint__a"], {}, {"config": VALUE})
+    del asked[:]
+    image.load(TWO, ["raw_tracepoint__b", "raw_tracepoint__a"])
+    assert asked == [("create", "late"), ("load", "b")]
+    image.close()
+
+
+def test_what_no_program_uses_is_not_made(asked: List[Tuple[Any, ...]]) -> None:
+    LoadedImage(TWO, ["raw_tracepoint__c"], {}, {"config": VALUE, "other": VALUE}).close()
+    assert asked == [("create", "plain"), ("load", "c")]
+
+
+def test_a_map_that_can_not_be_frozen_leaves_nothing_open(
+    asked: List[Tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(fd: int) -> None:
+        raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(bpf, "map_freeze", refuse)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(OSError, match="Invalid argument"):
+        LoadedImage(TWO, ["raw_tracepoint__a"], {}, {"config": VALUE})
+    assert os.listdir("/proc/self/fd") == before
+    assert [call[0] for call in asked] == ["create", "update"]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+import pathlib
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from execwatch import wire
 from execwatch.errors import NotSupportedError
-from execwatch.kernel import btf, offsets
+from execwatch.kernel import btf, filtering, offsets, setup
 
 from .test_btf import INT, Blob
 
@@ -16,7 +19,7 @@ from .test_btf import INT, Blob
 Members = Sequence[Tuple[str, int]]
 
 
-def kernel(structs: Dict[str, Members], *, bits: Optional[Dict[str, int]] = None, **enums: Any) -> btf.Btf:
+def kernel(structs: Mapping[str, Members], *, bits: Optional[Dict[str, int]] = None, **enums: Any) -> btf.Btf:
     """Types of a kernel. Structures within others are written as they are named: "ns.inum"."""
     blob = Blob()
     integer = blob.add(INT, "int", 4, [32])
@@ -55,24 +58,35 @@ def needed(*left_out: str) -> Dict[str, List[Tuple[str, int]]]:
     return found
 
 
-def found_in(structs: Dict[str, Members], **further: Any) -> Dict[str, int]:
-    """The offsets that are not absent, but for those of :func:`needed`."""
-    kernel_structs: Dict[str, Members] = {**needed(), **structs}
-    found = offsets._from_btf(kernel(kernel_structs, **further))
-    always = {f"offset_{name}" for name in offsets._NEEDED}
-    return {name: value for name, value in found.items() if value != wire.ABSENT and name not in always}
+def found_in(structs: Mapping[str, Members], **further: Any) -> Dict[str, int]:
+    """The offsets that are not absent, but for those of :func:`needed`; blocks have tests of their own."""
+    found = all_found_in(structs, **further)
+    left_out = {*(f"offset_{name}" for name in offsets._NEEDED), *OF_BLOCKS}
+    return {name: value for name, value in found.items() if value != wire.ABSENT and name not in left_out}
+
+
+def all_found_in(structs: Mapping[str, Members], **further: Any) -> Dict[str, int]:
+    return offsets._from_btf(kernel({**needed(), **structs}, **further))
 
 
 NOTHING = {"exit_has_group_dead": 0}
+#: What blocks add to the offsets.
+OF_BLOCKS = {
+    *(f"{what}_{block}" for block in wire.BLOCKS for what in ("first", "size")),
+    *(f"at_{member}" for members in wire.BLOCKS.values() for member in members),
+}
 
 
 def test_offsets_are_absent_where_the_kernel_lacks_them() -> None:
     found = offsets._from_btf(kernel(needed()))
     assert set(found) == {
         *(f"offset_{name}" for name in (*wire.OFFSETS, *wire.SIGNAL_PIDS)),
+        *OF_BLOCKS,
         *("bit_bprm_secureexec", "cgroup_index_memory", "cgroup_index_pids", "exit_has_group_dead"),
     }
-    present = {name: offset for name, offset in found.items() if offset != wire.ABSENT}
+    present = {
+        name: offset for name, offset in found.items() if offset != wire.ABSENT and name not in OF_BLOCKS
+    }
     expected = {f"offset_{name}": 8 * number for number, name in enumerate(offsets._NEEDED)}
     assert present == {**expected, **NOTHING}
 
@@ -122,7 +136,7 @@ def test_a_parent_that_is_protected_has_another_name(name: str) -> None:
     assert found_in({"kernfs_node": [(name, 16)]}) == {"offset_kernfs_node_parent": 16, **NOTHING}
 
 
-# -- Members that are read in one go ----------------------------------------------------------
+# -- Members in a row ----------------------------------------------------------
 
 OF_IDS = ("uid", "gid", "suid", "sgid", "euid", "egid", "fsuid", "fsgid")
 OF_CAPS = ("cap_inheritable", "cap_permitted", "cap_effective", "cap_bset", "cap_ambient")
@@ -131,11 +145,16 @@ CRED = [
     *((name, 48 + 8 * number) for number, name in enumerate(OF_CAPS)),
 ]
 IDS, CAPS = {"offset_cred_uid": 8}, {"offset_cred_caps": 48}
+#: What audit(7) knows of a task; the loader needs the rest.
+TASK = needed()["task_struct"]
+AUDIT = [("loginuid", 3000), ("sessionid", 3004)]
 
 
 def test_members_in_a_row_are_found_by_the_first() -> None:
     assert found_in({"cred": CRED}) == {**IDS, **CAPS, **NOTHING}
     assert found_in({"cred": CRED[::-1]}) == {**IDS, **CAPS, **NOTHING}
+    assert found_in({"task_struct": [*TASK, *AUDIT]}) == {"offset_task_loginuid": 3000, **NOTHING}
+    assert found_in({"task_struct": [*AUDIT[::-1], *TASK]}) == {"offset_task_loginuid": 3000, **NOTHING}
 
 
 @pytest.mark.parametrize("number", range(len(CRED)))
@@ -155,10 +174,155 @@ def test_members_that_are_not_in_a_row_are_absent(number: int, how: str) -> None
     assert found == {**(CAPS if number < 8 else IDS), **NOTHING}
 
 
+@pytest.mark.parametrize(
+    "members",
+    [
+        [("loginuid", 3000)],  # a kernel without CONFIG_AUDIT has neither
+        [("sessionid", 3004)],
+        [("loginuid", 3000), ("sessionid", 3008)],
+        [("loginuid", 3004), ("sessionid", 3000)],
+    ],
+    ids=["alone", "the other alone", "apart", "exchanged"],
+)
+def test_a_login_is_known_with_its_session_or_not_at_all(members: Members) -> None:
+    assert found_in({"task_struct": [*TASK, *members]}) == NOTHING
+
+
 def test_every_run_is_tested_above() -> None:
-    members = [member for _, names in wire.RUNS.values() for member in names]
-    assert members == [name for name, _ in CRED]
-    assert {wire.OFFSETS[name][0] for name in wire.RUNS} == {"cred"}
+    tested = {("cred", OF_IDS): 4, ("cred", OF_CAPS): 8, ("task_struct", ("loginuid", "sessionid")): 4}
+    assert {(wire.OFFSETS[name][0], run[1]): run[0] for name, run in wire.RUNS.items()} == tested
+    assert [wire.OFFSETS[name][1] for name in wire.RUNS] == [members[0] for _, members in wire.RUNS.values()]
+
+
+# -- Members that are read in one go ----------------------------------------------------------
+
+BLOCK_MAX = wire.LIMITS["BLOCK_SIZE_MAX"]
+
+
+def block_of(name: str, places: Mapping[str, int]) -> Tuple[int, int, Dict[str, int]]:
+    """A block's first byte, its size, and where its members are that are in it; others are absent."""
+    given_offsets = {f"offset_{m}": places.get(m, wire.ABSENT) for m in wire.BLOCKS[name]}
+    before = dict(given_offsets)
+    found = offsets._block(name, given_offsets)
+    assert given_offsets == before
+    assert set(found) == {f"first_{name}", f"size_{name}", *(f"at_{m}" for m in wire.BLOCKS[name])}
+    at = {m: found[f"at_{m}"] for m in wire.BLOCKS[name] if found[f"at_{m}"] != wire.ABSENT}
+    return found[f"first_{name}"], found[f"size_{name}"], at
+
+
+@pytest.mark.parametrize(
+    ("places", "expected"),
+    [
+        (
+            {"dentry_d_parent": 24, "dentry_name": 40, "dentry_hashed": 16},
+            (16, 32, {"dentry_hashed": 0, "dentry_d_parent": 8, "dentry_name": 24}),
+        ),
+        (
+            {"dentry_hashed": 400, "dentry_name": 300, "dentry_d_parent": 200},
+            (200, 208, {"dentry_d_parent": 0, "dentry_name": 100, "dentry_hashed": 200}),
+        ),
+        ({"dentry_name": 40}, (40, 8, {"dentry_name": 0})),
+        ({}, (0, 0, {})),
+        # To the last byte that fits, and one more.
+        (
+            {"dentry_d_parent": 8, "dentry_name": 8 + BLOCK_MAX - 8},
+            (8, BLOCK_MAX, {"dentry_d_parent": 0, "dentry_name": BLOCK_MAX - 8}),
+        ),
+        ({"dentry_d_parent": 8, "dentry_name": 8 + BLOCK_MAX - 7}, (0, 0, {})),
+        ({"dentry_d_parent": 8, "dentry_name": 16, "dentry_hashed": 4000}, (0, 0, {})),
+    ],
+    ids=["in a row", "another order", "one", "none", "just fits", "too far by a byte", "one too far"],
+)
+def test_a_block_spans_its_members(places: Dict[str, int], expected: Tuple[int, int, Dict[str, int]]) -> None:
+    assert block_of("dentry", places) == expected
+
+
+@st.composite
+def placed(draw: st.DrawFn) -> Tuple[str, Dict[str, int]]:
+    """A block, and where a kernel has its members, as far as it has them: often just so far apart."""
+    name = draw(st.sampled_from(sorted(wire.BLOCKS)))
+    start = draw(st.integers(0, 10_000))
+    spread = draw(st.sampled_from([64, BLOCK_MAX - 8, BLOCK_MAX, 4000]))
+    there = draw(st.sets(st.sampled_from(sorted(wire.BLOCKS[name]))))
+    return name, {member: start + draw(st.integers(0, spread)) for member in sorted(there)}
+
+
+@given(placed())
+@example(("inode", {"inode_mode": 0, "inode_ctime_ns": BLOCK_MAX - 4}))
+@example(("inode", {"inode_mode": 0, "inode_ctime_s": BLOCK_MAX - 4}))
+def test_a_block_holds_all_its_members_and_not_a_byte_more(block: Tuple[str, Dict[str, int]]) -> None:
+    name, places = block
+    sizes = wire.BLOCKS[name]
+    first, size, at = block_of(name, places)
+    taken = {byte for member, offset in places.items() for byte in range(offset, offset + sizes[member])}
+    if taken and max(taken) + 1 - min(taken) > BLOCK_MAX:
+        assert (first, size, at) == (0, 0, {})
+        return
+    assert {member: first + offset for member, offset in at.items()} == places
+    read = range(first, first + size)
+    assert taken <= set(read)
+    # Behind a structure may be no memory: what is read begins and ends with a member.
+    assert not size or {read[0], read[-1]} <= taken
+
+
+def test_members_too_far_apart_keep_their_offsets() -> None:
+    near = {"dentry": [("d_parent", 24), ("d_name.name", 40), ("d_hash.pprev", 16)]}
+    far = {"dentry": [("d_parent", 24), ("d_name.name", 40), ("d_hash.pprev", 1000)]}
+    found, apart = all_found_in(near), all_found_in(far)
+    assert (found["first_dentry"], found["size_dentry"]) == (16, 32)
+    assert (apart["first_dentry"], apart["size_dentry"]) == (0, 0)
+    for member in wire.BLOCKS["dentry"]:
+        assert found["first_dentry"] + found[f"at_{member}"] == found[f"offset_{member}"]
+        assert apart[f"at_{member}"] == wire.ABSENT
+    assert apart["offset_dentry_d_parent"] == 24
+    assert apart["offset_dentry_name"] == 40
+    assert apart["offset_dentry_hashed"] == 1000
+
+
+def test_another_table_of_blocks_is_another_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    """What is remembered of a kernel has the meaning that these tables give it."""
+    monkeypatch.setattr(offsets, "kernel_build_id", lambda: "abc")
+    monkeypatch.setattr(btf, "load", lambda: kernel(needed()))
+    folder = tmp_path / "cache"
+    offsets.load(str(folder))
+    assert len(list(folder.iterdir())) == 1
+    wider = {**wire.BLOCKS["mm"], "mm_arg_end": 4}
+    monkeypatch.setattr(wire, "BLOCKS", {**wire.BLOCKS, "mm": wider})
+    changed = offsets.load(str(folder))
+    assert len(list(folder.iterdir())) == 2
+    assert changed == offsets.load(str(folder)) == offsets._from_btf(kernel(needed()))
+
+
+# -- What of it programs are told --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("buffer", ["ring", "perf"])
+@pytest.mark.parametrize("asked", [False, True])
+def test_the_configuration_is_whole_and_nothing_of_it_is_dropped(
+    monkeypatch: pytest.MonkeyPatch, buffer: str, asked: bool
+) -> None:
+    found = all_found_in({"pt_regs": [("orig_ax", 120)]})
+    monkeypatch.setattr(offsets, "load", lambda: found)
+    options = setup.Options(
+        probe="tracepoint",
+        failed=asked,
+        forks=asked,
+        exits=asked,
+        buffer=buffer,
+        buffer_size=1 << 20,
+        argv_size=4096,
+        latency=0.0,
+        capture=frozenset(wire.CAPTURE if asked else ()),
+        env=asked,
+    )
+    config = setup.plan(options, filtering.compile_filter(None), setup.read_clock()).config
+    assert set(config) == {name for _, name in wire.CONFIG}
+    assert wire.unpack(wire.CONFIG, wire.pack(wire.CONFIG, config)) == config
+    told = {name: value for name, value in found.items() if name in config}
+    assert told == {name: config[name] for name in told}
+    assert set(found) - set(told) == {"cgroup_index_memory", "cgroup_index_pids", "exit_has_group_dead"}
 
 
 # -- Elements of an array, and a bit ----------------------------------------------------------

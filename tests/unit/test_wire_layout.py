@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import re
 import shutil
 import subprocess
 from typing import Dict, Optional
@@ -16,6 +17,7 @@ STRUCTS = {
     "record": wire.RECORD,
     "context": wire.CONTEXT,
     "config": wire.CONFIG,
+    "switches": wire.SWITCHES,
     "filter_key": wire.FILTER_KEY,
     "tree_value": wire.TREE_VALUE,
     "fork_value": wire.FORK_VALUE,
@@ -51,6 +53,43 @@ def test_packed_is_what_is_unpacked(layout: wire.Layout) -> None:
 def test_each_bit_has_one_meaning(flags: Dict[str, int]) -> None:
     assert sum(flags.values()) == 2 ** len(flags) - 1
     assert wire.NEVER not in flags.values()
+
+
+@pytest.mark.parametrize("layout", STRUCTS.values(), ids=STRUCTS)
+def test_no_two_members_have_the_same_name(layout: wire.Layout) -> None:
+    names = [name for _, name in layout]
+    assert len(set(names)) == len(names)
+
+
+def test_what_changes_at_run_time_is_not_frozen() -> None:
+    assert not {name for _, name in wire.SWITCHES} & {name for _, name in wire.CONFIG}
+
+
+@pytest.mark.parametrize("block", wire.BLOCKS)
+def test_a_block_is_of_one_structure(block: str) -> None:
+    members = wire.BLOCKS[block]
+    assert members.keys() <= wire.OFFSETS.keys()
+    assert len({wire.OFFSETS[member][0] for member in members}) == 1
+    config = {name for _, name in wire.CONFIG}
+    assert {f"first_{block}", f"size_{block}", *(f"at_{member}" for member in members)} <= config
+
+
+def test_c_reads_as_many_bytes_of_a_block_as_it_has_of_a_member() -> None:
+    """Else a member's end could be behind its block. A pointer has 8."""
+    text = source.read("exec")
+    read = {(member, int(size)) for member, size in re.findall(r"\bPART\([^;{}]*?(\w+), (\d)\)", text)}
+    read |= {(member, 8) for member in re.findall(r"\bPOINTER\([\w>.-]+, \w+, (\w+)\)", text)}
+    read |= {(member, 8) for member in re.findall(r"\bSTEP\(\w+, (\w+)\)", text)}
+    read |= {(f"nsproxy_{member}", 8) for member in re.findall(r"\bNS_NUMBER\((\w+_ns),", text)}
+    read -= {("member", 8), ("nsproxy_", 8)}  # the macros themselves
+    assert read == {item for members in wire.BLOCKS.values() for item in members.items()}
+
+
+def test_the_mark_of_the_configuration_is_no_number_that_a_program_has() -> None:
+    """It needs all 64 bits: a shorter number is in many an instruction."""
+    assert 2**32 <= wire.CONFIG_MARK < 2**63
+    assert wire.CONFIG_MARK & 0xFFFFFFFF not in (0, 0xFFFFFFFF)
+    assert f'#define CONFIG_MARK "{wire.CONFIG_MARK:#x}"\n' in wire.c_header()
 
 
 def test_a_c_compiler_lays_it_out_the_same(tmp_path: pathlib.Path) -> None:
