@@ -45,7 +45,7 @@ class Event:
     if not TYPE_CHECKING:  # for a type checker it would mean that there is any attribute
 
         def __getattr__(self, name: str) -> Any:
-            # Only where a field is not there: half of them nobody asks for, see wire.decode.
+            # Only where a field is not there: half of them few programs ask for, see wire.decode.
             try:
                 rest = object.__getattribute__(self, "_rest")
             except AttributeError:

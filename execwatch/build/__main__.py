@@ -22,6 +22,8 @@ def main() -> None:
         name = os.path.basename(path)[: -len(".bpf.c")]
         image = compile_image(source.read(name))
         steps = verify(image)
+        if max(steps.values()) > STEPS_MAX:
+            raise SystemExit(f"{name}: a program takes more than {STEPS_MAX} steps: {steps}")
         target = images.shipped_path(name)
         with open(target, "w", encoding="utf-8") as file:
             file.write(image.to_json())
@@ -29,8 +31,6 @@ def main() -> None:
         for program in image.programs:
             size = len(program.instructions) // 8
             print(f"  {program.name}: {size} instructions, {steps[program.name]} steps of the verifier")
-        if max(steps.values()) > STEPS_MAX:
-            raise SystemExit(f"{target}: a program takes more than {STEPS_MAX} steps")
 
 
 def everything() -> bytes:

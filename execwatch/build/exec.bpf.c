@@ -103,6 +103,14 @@ INLINE struct switches get_switches(void)
     return found ? *found : none;
 }
 
+/* A pointer as it is now. Verifiers up to Linux 6.1 forget what they knew of a number that LLVM puts
+ * on the stack, but not of a pointer: so LLVM must not make it again from its parts. */
+INLINE char *settled(char *pointer)
+{
+    asm volatile("" : "+r"(pointer));
+    return pointer;
+}
+
 /* ---- Kernel memory -------------------------------------------------------- */
 
 /* Read a member. False where this kernel has no such member or the read failed,
@@ -515,15 +523,15 @@ INLINE void append_filenames(const struct config *cfg, struct exec_scratch *s, v
 /* Paths are walked from the leaf to the root and stand so in the record, each name with
  * its NUL: Python turns them round. */
 
-/* Append one more name to the path at `at`, of which there are `used` bytes. False where
- * it can't be read or there is no room. */
-INLINE bool append_name(char *data, u64 at, volatile u32 *used, const char *name)
+/* Append one more name to a path, of which there are `used` bytes. False where there is no room
+ * or an earlier one could not be read. */
+INLINE bool append_name(char *path, volatile u32 *used, const char *name)
 {
     u64 there = *used;
 
     if (there > PATH_SIZE_MAX)
         return false;
-    u64 size = opaque(bpf_probe_read_kernel_str(data + at + there, NAME_SIZE_MAX, name));
+    u64 size = opaque(bpf_probe_read_kernel_str(path + there, NAME_SIZE_MAX, name));
     /* Where it failed or was perhaps cut, so much that the next one finds no room. */
     *used = there + size + ((size / NAME_SIZE_MAX & 0xffff) << 16);
     return true;
@@ -533,7 +541,7 @@ INLINE bool append_name(char *data, u64 at, volatile u32 *used, const char *name
  * False where the path is too long or deep, or ends elsewhere (in another namespace, at
  * a mount that was taken away), and then it is not known. The walk goes through memory
  * for the same reason as END. */
-INLINE bool append_path(const struct config *cfg, struct exec_scratch *s, u64 at, volatile u32 *used, void *mnt,
+INLINE bool append_path(const struct config *cfg, struct exec_scratch *s, char *path, volatile u32 *used, void *mnt,
                         void *dentry)
 {
     void *ns = POINTER(s->copies.nsproxy, s->copies.proxy, nsproxy_mnt_ns);
@@ -551,7 +559,7 @@ INLINE bool append_path(const struct config *cfg, struct exec_scratch *s, u64 at
         void *parent = STEP(block, dentry_d_parent);
         if (differs((u64)here, (u64)parent) & differs((u64)here, w->root)) {
             w->dentry = (u64)parent;
-            if (!append_name(s->data, at, used, STEP(block, dentry_name)))
+            if (!append_name(path, used, STEP(block, dentry_name)))
                 return false;
             continue;
         }
@@ -577,6 +585,7 @@ INLINE void append_exe(const struct config *cfg, struct exec_scratch *s, void *m
 
     if (at > NAMES_MAX)
         return;
+    char *path = settled(s->data + at);
     READ_BLOCK(block, dentry, dentry);
     if (PART(block, dentry, dentry_hashed, 8) == 0)
         s->context.bits |= CONTEXT_UNHASHED;
@@ -585,11 +594,9 @@ INLINE void append_exe(const struct config *cfg, struct exec_scratch *s, void *m
         dentry != follow(mnt, cfg->offset_vfsmount_mnt_root)) {
         s->context.bits |= CONTEXT_DETACHED;
         const char *name = POINTER(block, dentry, dentry_name);
-        /* Once more: verifiers up to Linux 6.1 forget it where LLVM puts `at` on the stack. */
-        at = opaque(at);
-        known = at <= NAMES_MAX && append_name(s->data, at, &r->exe_size, name);
+        known = append_name(path, &r->exe_size, name);
     } else {
-        known = append_path(cfg, s, at, &r->exe_size, mnt, dentry);
+        known = append_path(cfg, s, path, &r->exe_size, mnt, dentry);
     }
     if (known)
         r->valid |= VALID_EXE_PATH;
@@ -607,20 +614,21 @@ INLINE void append_cwd(const struct config *cfg, struct exec_scratch *s, void *t
 
     if (at > NAMES_MAX + PATH_ROOM)
         return;
+    char *path = settled(s->data + at);
     READ_BLOCK(block, fs, fs);
     void *mnt = POINTER(block, fs, fs_pwd_mnt);
     void *dentry = POINTER(block, fs, fs_pwd_dentry);
-    if (append_path(cfg, s, at, &r->cwd_size, mnt, dentry))
+    if (append_path(cfg, s, path, &r->cwd_size, mnt, dentry))
         r->valid |= VALID_CWD;
     else
         r->cwd_size = 0;
     END(r) = at + r->cwd_size;
 }
 
-/* The path of the task's cgroup, up to the root of its hierarchy, at `at` of the data. Of a
+/* The path of the task's cgroup, up to the root of its hierarchy. Of a
  * very deep one the upper part: whoever may make cgroups in a container must not be able
  * to hide it by making many. */
-INLINE void append_cgroup(const struct config *cfg, struct record *r, struct copies *copies, char *data, u64 at)
+INLINE void append_cgroup(const struct config *cfg, struct record *r, struct copies *copies, char *path)
 {
     void *node = copies->node;
     volatile u32 *depth = &r->cgroup_size;
@@ -643,13 +651,13 @@ INLINE void append_cgroup(const struct config *cfg, struct record *r, struct cop
             r->valid |= VALID_CGROUP_PATH;
             break;
         }
-        if (!append_name(data, at, &r->cgroup_size, STEP(block, kernfs_node_name)))
+        if (!append_name(path, &r->cgroup_size, STEP(block, kernfs_node_name)))
             break;
         node = parent;
     }
     if (!(r->valid & VALID_CGROUP_PATH))
         r->cgroup_size = 0;
-    END(r) = at + r->cgroup_size;
+    END(r) += r->cgroup_size;
 }
 
 /* Whether a process was put into its container, or descends from one that was. Of a pid
@@ -900,7 +908,7 @@ INLINE void capture(const struct config *cfg, struct exec_scratch *s, void *task
         u64 at = END(&s->record);
         if (at > NAMES_MAX + 2 * PATH_ROOM)
             return;
-        append_cgroup(cfg, &s->record, &s->copies, s->data, at);
+        append_cgroup(cfg, &s->record, &s->copies, settled(s->data + at));
         read_injected(cfg, &s->record, task);
     }
     if (cfg->env_size && !(s->record.flags & FLAG_UNWANTED))
@@ -914,7 +922,7 @@ INLINE void capture_container(const struct config *cfg, struct scratch *s, void 
 
     if (!(cfg->capture & CAPTURE_CONTAINER) || at > PATH_SIZE_MAX)
         return;
-    append_cgroup(cfg, &s->record, &s->copies, s->data, at);
+    append_cgroup(cfg, &s->record, &s->copies, settled(s->data + at));
     read_injected(cfg, &s->record, leader);
 }
 

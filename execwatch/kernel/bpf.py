@@ -15,6 +15,7 @@ import os
 import resource
 import signal
 import struct
+from functools import partial
 from typing import Callable, Iterator, List, Optional, TypeVar
 
 from execwatch.errors import AttachError, LoadError, NotSupportedError, PrivilegeError
@@ -27,8 +28,9 @@ _PROG_LOAD, _RAW_TRACEPOINT_OPEN, _MAP_FREEZE = 5, 17, 22
 
 HASH, ARRAY, PERCPU_ARRAY, RINGBUF = 1, 2, 6, 27
 
-#: Log sizes to try: what the verifier says of a large program takes megabytes.
-_LOG_SIZES = (1 << 16, 1 << 24)
+#: Log sizes to try: what the verifier says of a large program takes megabytes. The second is the most
+#: that kernels before Linux 6.4 take.
+_LOG_SIZES = (1 << 16, (1 << 24) - 1)
 
 #: Numbers of bpf(2) by machine; only 64-bit little-endian ones are supported.
 _SYSCALLS = {"x86_64": 321, "aarch64": 280}
@@ -216,7 +218,7 @@ def _verifier_log(type: int, instructions: bytes, license: str) -> str:
     for size in _LOG_SIZES:
         log = ctypes.create_string_buffer(size)
         try:
-            os.close(_load(type, instructions, license, "log", log, level=1))
+            os.close(_with_memlock(partial(_load, type, instructions, license, "log", log, level=1)))
         except OSError as exc:
             if exc.errno == errno.ENOSPC:
                 continue

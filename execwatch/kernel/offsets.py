@@ -95,16 +95,24 @@ def _offset(types: btf.Btf, structure: str, paths: str) -> Optional[int]:
 def _block(name: str, offsets: Mapping[str, int]) -> Dict[str, int]:
     """Return where a block begins, its bytes, and where in it each member is.
 
-    Where its members are too far apart, it has no bytes, and they are nowhere in it.
+    Where one of its members is absent, or they are too far apart, it has no bytes, and they are
+    nowhere in it.
     """
-    members = wire.BLOCKS[name]
-    there = {m: offsets[f"offset_{m}"] for m in members if offsets[f"offset_{m}"] != wire.ABSENT}
-    first = min(there.values(), default=0)
-    size = max((offset + members[m] for m, offset in there.items()), default=0) - first
-    if size > wire.LIMITS["BLOCK_SIZE_MAX"]:
-        first, size, there = 0, 0, {}
-    places = {f"at_{m}": there[m] - first if m in there else wire.ABSENT for m in members}
-    return {f"first_{name}": first, f"size_{name}": size, **places}
+    sizes = wire.BLOCKS[name]
+    places = {member: offsets[f"offset_{member}"] for member in sizes}
+    first = min(places.values())
+    size = max(places[member] + sizes[member] for member in sizes) - first
+    if size > wire.LIMITS["BLOCK_SIZE_MAX"] or wire.ABSENT in places.values():
+        return {
+            f"first_{name}": 0,
+            f"size_{name}": 0,
+            **dict.fromkeys(map("at_{}".format, sizes), wire.ABSENT),
+        }
+    return {
+        f"first_{name}": first,
+        f"size_{name}": size,
+        **{f"at_{member}": place - first for member, place in places.items()},
+    }
 
 
 def _or_absent(value: Optional[int]) -> int:

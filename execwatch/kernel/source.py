@@ -95,6 +95,8 @@ class KernelSource:
         self._planned = frozenset(plan.programs.values())
         self._kinds = plan.kinds
         self._missed = 0
+        self._demand = wire.Demand()
+        self._left = 0  # events of the last batch that have not been decoded whole
         frozen = {"config": wire.pack(wire.CONFIG, plan.config)}
         self._image = loader.LoadedImage(image, plan.programs, plan.sizes, frozen)
         try:
@@ -166,17 +168,21 @@ class KernelSource:
         history: List[AnyEvent] = []
         tracking, kinds = self._tracking, self._kinds
         add, decode, clock, env = events.append, wire.decode, self._clock, self._env
+        demand: Optional[wire.Demand] = self._demand
+        wanted = self._is_all_wanted(len(starts))
         passes = self._passes if self._include or self._exclude else None
         told = dict(position.ledger.told)
         filtered: Dict[str, int] = {}
         undecodable = 0
         for start in starts:
             try:
-                event, lost, flags = decode(data, start, clock, env)
+                event, lost, flags = decode(data, start, clock, env, demand)
             except ValueError as exc:
                 undecodable += 1
                 _log_undecodable(exc)
                 continue
+            if wanted:
+                demand = None
             if lost:
                 self._gaps(self._losses.before(event, lost, told), events, history)
             if tracking:
@@ -193,6 +199,18 @@ class KernelSource:
         if told:
             position = position._replace(ledger=position.ledger._replace(told=tuple(told.items())))
         return Batch(events, position, filtered, undecodable, history)
+
+    def _is_all_wanted(self, count: int) -> bool:
+        """Whether events shall be decoded whole, all but the first of so many.
+
+        If more than half of those that were not were asked for the rest. The first of each batch
+        shows whether that is still so.
+        """
+        if not count:
+            return False
+        wanted = self._demand.count > self._left / 2
+        self._demand.count, self._left = 0, 1 if wanted else count
+        return wanted
 
     def _gaps(self, gaps: List[LostEvents], events: List[AnyEvent], history: List[AnyEvent]) -> None:
         if self._tracking:
