@@ -16,7 +16,7 @@ from typing import Callable
 
 import pytest
 
-from execwatch import ExecTracer, Filter, StateError, wire
+from execwatch import ExecEvent, ExecTracer, Filter, StateError, wire
 from execwatch.kernel import procfs
 from execwatch.processes import Process
 
@@ -49,6 +49,37 @@ def test_a_hundred_open_and_close_cycles_leave_nothing_behind(programs: Programs
 
 def consume(tracer: ExecTracer, seen: list[object]) -> None:
     seen.extend(tracer.events())
+
+
+def test_events_are_decoded_whole_as_long_as_a_program_asks_for_all(programs: Programs) -> None:
+    nothing = programs("nothing").encode()
+
+    def batch(tracer: ExecTracer[ExecEvent]) -> list[ExecEvent]:
+        for number in range(COUNT):
+            execute([nothing, str(number).encode()])
+        return tracer.read(timeout=0)
+
+    def not_whole(events: list[ExecEvent]) -> list[int]:
+        return [number for number, event in enumerate(events) if hasattr(event, "_rest") and event._rest]
+
+    with ExecTracer(mine()) as tracer:
+        first = batch(tracer)
+        assert not_whole(first) == list(range(COUNT))
+        assert len({event.process_key for event in first}) == COUNT
+        assert not_whole(first) == []
+        second = batch(tracer)
+        assert not_whole(second) == [0]
+        assert second[0].process_key
+        assert tracer.read(timeout=0) == []  # of which nothing follows
+        third = batch(tracer)
+        assert not_whole(third) == [0]
+        # Nobody has asked this time.
+        assert not_whole(batch(tracer)) == list(range(COUNT))
+        keys = [event.process_key for event in (*first, *second, *third)]
+    assert len(set(keys)) == 3 * COUNT
+    # Also when the tracer is closed.
+    assert [event.argv[1] for event in third] == [str(number) for number in range(COUNT)]
+    assert third[0].exe == first[0].exe
 
 
 def test_a_hundred_closes_from_another_thread(programs: Programs) -> None:

@@ -5,7 +5,7 @@ import json
 import shutil
 import struct
 from pathlib import Path
-from typing import Dict, List, Set, Tuple
+from typing import Dict, Iterator, List, Optional, Set, Tuple
 
 import pytest
 from hypothesis import given
@@ -273,3 +273,63 @@ class TestDigest:
         elsewhere.mkdir()
         shutil.copy(folder / "a.h", elsewhere)
         assert source.digest("text", folder=str(folder)) == source.digest("text", folder=str(elsewhere))
+
+
+# -- What verifiers up to Linux 6.1 want to see before they begin ---------------------------------
+
+
+def falls_into_its_loop(instructions: bytes) -> Optional[Tuple[int, int]]:
+    """The first plain instruction that the head of a loop around it follows, and that head.
+
+    As check_cfg() of kernel/bpf/verifier.c walks a program, depth first: a loop may be closed by a
+    jump only. ("back-edge from insn")
+    """
+    rows = [struct.unpack_from("<BBh", instructions, at) for at in range(0, len(instructions), 8)]
+    left: Dict[int, List[Tuple[int, bool]]] = {}
+    path, done = [0], set()
+    while path:
+        here = path[-1]
+        if here not in left:
+            left[here] = list(following(here, *rows[here]))
+        if not left[here]:
+            done.add(path.pop())
+            continue
+        target, jump = left[here].pop(0)
+        if target in left and target not in done and not jump:
+            return here, target
+        if target not in left:
+            path.append(target)
+    return None
+
+
+def following(here: int, opcode: int, _registers: int, offset: int) -> Iterator[Tuple[int, bool]]:
+    """What may be executed next, and whether that is by a jump, or its other outcome."""
+    jumps = opcode & 7 in (5, 6)
+    if jumps and opcode & 0xF0 == 0x90:  # exit
+        return
+    if not jumps or opcode & 0xF0 == 0x80:  # a call
+        yield here + 1, False
+    elif opcode == 0x05:
+        yield here + offset + 1, True
+    else:
+        yield here + 1, True
+        yield here + offset + 1, True
+
+
+def code(*instructions: Tuple[int, int]) -> bytes:
+    return b"".join(struct.pack("<BBhi", opcode, 0, offset, 0) for opcode, offset in instructions)
+
+
+PLAIN, EXIT, JUMP, IF = 0xB7, 0x95, 0x05, 0x15
+
+
+def test_a_loop_is_closed_by_a_jump() -> None:
+    assert falls_into_its_loop(code((PLAIN, 0), (PLAIN, 0), (IF, -2), (EXIT, 0))) is None
+    assert falls_into_its_loop(code((PLAIN, 0), (IF, 1), (JUMP, -3), (EXIT, 0))) is None
+    # Entered in its middle.
+    assert falls_into_its_loop(code((JUMP, 1), (PLAIN, 0), (IF, -2), (EXIT, 0))) == (1, 2)
+
+
+@pytest.mark.parametrize("program", images.load("exec").programs, ids=lambda program: program.name)
+def test_no_program_is_refused_for_the_shape_of_a_loop(program: Program) -> None:
+    assert falls_into_its_loop(program.instructions) is None
