@@ -6,8 +6,9 @@ from execwatch.errors import MissingExtraError
 
 try:
     import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 except ImportError:
     raise MissingExtraError("arrow", "pyarrow") from None
 
-__all__ = ("pa", "pq")
+__all__ = ("pa", "pc", "pq")

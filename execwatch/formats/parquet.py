@@ -7,6 +7,7 @@ writer was killed, nobody can read.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from io import BufferedReader
 from typing import Iterator, List, Optional, Sequence
@@ -16,6 +17,7 @@ from execwatch.events import AnyEvent, Stats
 from execwatch.formats import columns, jsontext, rows
 from execwatch.formats.arrow import pa, pq
 from execwatch.formats.base import Reader, Writer, create
+from execwatch.formats.beside import Beside
 from execwatch.formats.header import Header, header_from_dict, header_to_dict, stats_from_dict
 from execwatch.formats.layout import PAIRS, SCHEMA, TEXTS, TYPES
 from execwatch.plain import to_plain
@@ -26,9 +28,15 @@ MAGIC = b"PAR1"
 _HEADER = b"execwatch"
 _STATS = b"execwatch.stats"
 
-#: Rows of a group, which are written together: about 30 MB; fewer where their text is longer.
-_GROUP = 32768
-_GROUP_BYTES = 32 << 20
+#: Rows of a group, which are written together: about 10 MB; fewer where their text is longer.
+#: There are three at times: one being made, and one put in order while it is encoded.
+_GROUP = 16384
+_GROUP_BYTES = 16 << 20
+#: Groups after which memory that is free goes back to the system: of each thread's pyarrow keeps more and
+#: more. After every single one it would take a tenth of the time.
+_KEPT = 4
+#: Of the file, mostly more than a group takes: at each write a thread waits for the interpreter.
+_BUFFER = 1 << 20
 
 #: Numbers that grow: their differences take half the room, and less time than looking each up.
 _GROWING = (
@@ -42,6 +50,9 @@ _SOUGHT = ("kind", "time", "boottime_ns", "pid", "ppid", "uid")
 class ParquetWriter(Writer):
     """Writes Parquet: a group of rows at a time, the rest at the end.
 
+    A thread encodes and writes a group while the next one is made: else that took half as long
+    again. So an error may come with a later write.
+
     Args:
         path: Of the file.
         header: Of the recording.
@@ -51,12 +62,14 @@ class ParquetWriter(Writer):
         super().__init__()
         schema = SCHEMA.with_metadata({_HEADER: jsontext.dumps(header_to_dict(header))})
         self._waiting: List[AnyEvent] = []
-        self._batches: List[pa.RecordBatch] = []
-        self._rows = self._bytes = 0
+        self._pieces: List[columns.Piece] = []
+        self._rows = self._bytes = self._groups = 0
+        self._beside = Beside()
         self._file = create(path)
+        self._sink = pa.output_stream(self._file, buffer_size=_BUFFER)
         try:
             self._writer = pq.ParquetWriter(
-                self._file,
+                self._sink,
                 schema,
                 compression="zstd",
                 use_dictionary=[path for path in _paths() if path not in _GROWING],
@@ -65,40 +78,59 @@ class ParquetWriter(Writer):
                 write_page_checksum=True,
             )
         except BaseException:
-            self._file.close()
+            self._sink.close()
             raise
 
     def _write(self, events: Sequence[AnyEvent]) -> None:
         self._waiting += events
-        self._convert(len(self._waiting) // columns.CHUNK * columns.CHUNK)
+        whole = len(self._waiting) // columns.CHUNK * columns.CHUNK
+        for start in range(0, whole, columns.CHUNK):
+            self._convert(self._waiting[start : start + columns.CHUNK])
+        del self._waiting[:whole]
 
-    def _convert(self, count: int) -> None:
-        """Make columns of so many waiting events, which take less room."""
-        events, self._waiting = self._waiting[:count], self._waiting[count:]
-        for batch in columns.batches(events):
-            self._batches.append(batch)
-            self._rows += batch.num_rows
-            self._bytes += batch.nbytes
-            if self._rows >= _GROUP or self._bytes >= _GROUP_BYTES:
-                self._write_group()
+    def _convert(self, events: Sequence[AnyEvent]) -> None:
+        """Make columns of events, which take less room."""
+        piece = columns.piece(events)
+        self._pieces.append(piece)
+        self._rows += len(events)
+        self._bytes += piece.nbytes
+        if self._rows >= _GROUP or self._bytes >= _GROUP_BYTES:
+            self._beside.do(functools.partial(self._write_group, self._take_group()))
 
-    def _write_group(self) -> None:
-        rows = pa.Table.from_batches(self._batches, SCHEMA)
-        self._batches, self._rows, self._bytes = [], 0, 0
+    def _take_group(self) -> List[columns.Piece]:
+        pieces, self._pieces, self._rows, self._bytes = self._pieces, [], 0, 0
+        return pieces
+
+    def _write_group(self, pieces: List[columns.Piece]) -> None:
+        rows = columns.joined(pieces)
+        pieces.clear()
         self._writer.write_table(rows, row_group_size=rows.num_rows)
+        self._sink.flush()
+        del rows
+        self._groups += 1
+        if self._groups % _KEPT == 0:
+            pa.default_memory_pool().release_unused()
 
     def _end(self, stats: Optional[Stats]) -> None:
-        self._convert(len(self._waiting))
-        if self._batches:
-            self._write_group()
+        if self._waiting:
+            self._convert(self._waiting)
+        self._beside.wait()
+        if self._pieces:
+            self._write_group(self._take_group())
         if stats is not None:
             self._writer.add_key_value_metadata({_STATS: jsontext.dumps(to_plain(stats)[0])})
         self._writer.close()
+        self._sink.close()
 
     def _release(self) -> None:
-        # After a failure: it would write an end behind what may be cut.
-        self._writer.is_open = False
-        self._file.close()
+        try:
+            self._beside.close()
+        finally:
+            # After a failure: it would write an end behind what may be cut.
+            self._writer.is_open = False
+            with contextlib.suppress(OSError):
+                self._sink.close()
+            self._file.close()
 
 
 def _paths() -> Iterator[str]:

@@ -55,7 +55,7 @@ def test_groups(path: pathlib.Path) -> None:
     write(path, list(stream(3000)) * 25)
     metadata = pq.ParquetFile(path).metadata
     rows = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
-    assert rows == [32768, 32768, 75_000 - 2 * 32768]
+    assert rows == [16384] * 4 + [75_000 - 4 * 16384]
     columns = {
         column.path_in_schema: column
         for column in map(metadata.row_group(0).column, range(metadata.num_columns))
