@@ -103,10 +103,12 @@ INLINE struct switches get_switches(void)
     return found ? *found : none;
 }
 
-/* A pointer as it is now. Verifiers up to Linux 6.1 forget what they knew of a number that LLVM puts
- * on the stack, but not of a pointer: so LLVM must not make it again from its parts. */
-INLINE char *settled(char *pointer)
+/* Behind the first `at` bytes, where `at` was just checked. Verifiers up to Linux 6.1 forget what they
+ * knew of a number that LLVM puts on the stack, but not of a pointer: so the pointer is made here and
+ * now, neither before the check nor again. */
+INLINE char *behind(char *data, u64 at)
 {
+    char *pointer = data + opaque(at);
     asm volatile("" : "+r"(pointer));
     return pointer;
 }
@@ -585,7 +587,7 @@ INLINE void append_exe(const struct config *cfg, struct exec_scratch *s, void *m
 
     if (at > NAMES_MAX)
         return;
-    char *path = settled(s->data + at);
+    char *path = behind(s->data, at);
     READ_BLOCK(block, dentry, dentry);
     if (PART(block, dentry, dentry_hashed, 8) == 0)
         s->context.bits |= CONTEXT_UNHASHED;
@@ -614,7 +616,7 @@ INLINE void append_cwd(const struct config *cfg, struct exec_scratch *s, void *t
 
     if (at > NAMES_MAX + PATH_ROOM)
         return;
-    char *path = settled(s->data + at);
+    char *path = behind(s->data, at);
     READ_BLOCK(block, fs, fs);
     void *mnt = POINTER(block, fs, fs_pwd_mnt);
     void *dentry = POINTER(block, fs, fs_pwd_dentry);
@@ -908,7 +910,7 @@ INLINE void capture(const struct config *cfg, struct exec_scratch *s, void *task
         u64 at = END(&s->record);
         if (at > NAMES_MAX + 2 * PATH_ROOM)
             return;
-        append_cgroup(cfg, &s->record, &s->copies, settled(s->data + at));
+        append_cgroup(cfg, &s->record, &s->copies, behind(s->data, at));
         read_injected(cfg, &s->record, task);
     }
     if (cfg->env_size && !(s->record.flags & FLAG_UNWANTED))
@@ -922,7 +924,7 @@ INLINE void capture_container(const struct config *cfg, struct scratch *s, void 
 
     if (!(cfg->capture & CAPTURE_CONTAINER) || at > PATH_SIZE_MAX)
         return;
-    append_cgroup(cfg, &s->record, &s->copies, settled(s->data + at));
+    append_cgroup(cfg, &s->record, &s->copies, behind(s->data, at));
     read_injected(cfg, &s->record, leader);
 }
 
@@ -996,11 +998,11 @@ INLINE void emit_in_room(const struct config *cfg, struct counters *count, struc
     }
     /* Here, and below once more: the verifier of 5.10 forgets what it knew of a number that
      * the compiler puts aside on the stack, but not of a pointer. */
-    char *behind = room + at;
+    char *rest = room + at;
     r->lost = count->lost;
     r->argv_size = size;
     r->size = at + size;
-    if (bpf_probe_read_user(behind, size, start)) {
+    if (bpf_probe_read_user(rest, size, start)) {
         argv_unreadable(r);
         r->size = at;
     }
