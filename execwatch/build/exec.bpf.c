@@ -53,6 +53,9 @@ struct walk {
 /* A path that is walked: Python refuses what is longer than the kernel itself has it. */
 #define PATH_ROOM (PATH_SIZE_MAX + NAME_SIZE_MAX)
 #define STRINGS_MAX (NAMES_MAX + 3 * PATH_ROOM)
+/* See behind(): where the last path begins, and there is room for it in `data`. */
+#define NAMES_MOST 0x1fff
+#define EXEC_NAMES_MOST 0x7fff
 struct exec_scratch {
     struct record record;
     struct context context;
@@ -103,12 +106,12 @@ INLINE struct switches get_switches(void)
     return found ? *found : none;
 }
 
-/* Behind the first `at` bytes, where `at` was just checked. Verifiers up to Linux 6.1 forget what they
- * knew of a number that LLVM puts on the stack, but not of a pointer: so the pointer is made here and
- * now, neither before the check nor again. */
-INLINE char *behind(char *data, u64 at)
+/* Behind the first `at` bytes, which are at most `most`, one less than a power of two. That was
+ * checked; but LLVM may put a number on the stack before its check and take it from there behind
+ * it, and verifiers up to Linux 6.1 don't see that it is the same. */
+INLINE char *behind(char *data, u64 at, u64 most)
 {
-    char *pointer = data + opaque(at);
+    char *pointer = data + (opaque(at) & most);
     asm volatile("" : "+r"(pointer));
     return pointer;
 }
@@ -587,7 +590,7 @@ INLINE void append_exe(const struct config *cfg, struct exec_scratch *s, void *m
 
     if (at > NAMES_MAX)
         return;
-    char *path = behind(s->data, at);
+    char *path = behind(s->data, at, EXEC_NAMES_MOST);
     READ_BLOCK(block, dentry, dentry);
     if (PART(block, dentry, dentry_hashed, 8) == 0)
         s->context.bits |= CONTEXT_UNHASHED;
@@ -616,7 +619,7 @@ INLINE void append_cwd(const struct config *cfg, struct exec_scratch *s, void *t
 
     if (at > NAMES_MAX + PATH_ROOM)
         return;
-    char *path = behind(s->data, at);
+    char *path = behind(s->data, at, EXEC_NAMES_MOST);
     READ_BLOCK(block, fs, fs);
     void *mnt = POINTER(block, fs, fs_pwd_mnt);
     void *dentry = POINTER(block, fs, fs_pwd_dentry);
@@ -910,7 +913,7 @@ INLINE void capture(const struct config *cfg, struct exec_scratch *s, void *task
         u64 at = END(&s->record);
         if (at > NAMES_MAX + 2 * PATH_ROOM)
             return;
-        append_cgroup(cfg, &s->record, &s->copies, behind(s->data, at));
+        append_cgroup(cfg, &s->record, &s->copies, behind(s->data, at, EXEC_NAMES_MOST));
         read_injected(cfg, &s->record, task);
     }
     if (cfg->env_size && !(s->record.flags & FLAG_UNWANTED))
@@ -924,7 +927,7 @@ INLINE void capture_container(const struct config *cfg, struct scratch *s, void 
 
     if (!(cfg->capture & CAPTURE_CONTAINER) || at > PATH_SIZE_MAX)
         return;
-    append_cgroup(cfg, &s->record, &s->copies, behind(s->data, at));
+    append_cgroup(cfg, &s->record, &s->copies, behind(s->data, at, NAMES_MOST));
     read_injected(cfg, &s->record, leader);
 }
 
