@@ -35,8 +35,10 @@ class Event:
         boottime_ns: Time since boot, suspend included (CLOCK_BOOTTIME); events are ordered by it.
     """
 
-    #: What sets the fields that an event from the kernel doesn't have yet, and its arguments.
-    __slots__ = ("_rest",)
+    #: What sets the fields that an event from the kernel doesn't have yet, and its arguments. Not "_rest":
+    #: msgspec looks into slots itself. It passes over what begins so, and would write half an event; of
+    #: this it says that it can't.
+    __slots__ = ("rest_",)
 
     kind: ClassVar[str]
     time_ns: int
@@ -47,13 +49,10 @@ class Event:
         def __getattr__(self, name: str) -> Any:
             # Only where a field is not there: half of them few programs ask for, see wire.decode.
             try:
-                rest = object.__getattribute__(self, "_rest")
-            except AttributeError:
-                rest = None
-            if rest is not None:
-                complete, *arguments = rest
-                complete(self, *arguments)
-            # Perhaps another thread has just done it.
+                complete, *arguments = object.__getattribute__(self, "rest_")
+            except AttributeError:  # no such attribute; or another thread has just done it
+                return object.__getattribute__(self, name)
+            complete(self, *arguments)
             return object.__getattribute__(self, name)
 
     @property

@@ -657,7 +657,7 @@ def decode(  # noqa: C901, PLR0915  one function: a call costs a tenth of an eve
         if kind == _EXEC:
             event.creds, event.session, event.exe, event.cwd = _what(data, at)
     else:
-        event._rest = _complete, data[at:env_at], clock, demand
+        event.rest_ = _complete, data[at:env_at], clock, demand
     event.__class__ = _CLASSES[kind]
     return event, lost, flags
 
@@ -718,7 +718,10 @@ def _complete(event: AnyProcessEvent, data: bytes, clock: Clock, demand: Demand)
     if event.kind == "exec":
         for put, value in zip(_WHAT, _what(data, 0)):
             put(event, value)
-    object.__setattr__(event, "_rest", None)
+    try:  # noqa: SIM105  suppress() would take half a microsecond
+        object.__delattr__(event, "rest_")
+    except AttributeError:  # another was quicker
+        pass
 
 
 def _setters(cls: type, *names: str) -> Tuple[Callable[[Any, Any], None], ...]:

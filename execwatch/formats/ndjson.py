@@ -137,6 +137,7 @@ def encoder() -> Encoder:
     encode = Encoder(order="sorted").encode
 
     def line(event: AnyEvent) -> bytes:
+        getattr(event, "process_key", None)  # msgspec takes what is there: see Event
         try:
             return b"%s,%s\n" % (_BEGINS[type(event)], encode(event)[1:])
         except UnicodeEncodeError:  # bytes that are not UTF-8

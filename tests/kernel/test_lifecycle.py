@@ -60,7 +60,7 @@ def test_events_are_decoded_whole_as_long_as_a_program_asks_for_all(programs: Pr
         return tracer.read(timeout=0)
 
     def not_whole(events: list[ExecEvent]) -> list[int]:
-        return [number for number, event in enumerate(events) if hasattr(event, "_rest") and event._rest]
+        return [number for number, event in enumerate(events) if hasattr(event, "rest_")]
 
     with ExecTracer(mine()) as tracer:
         first = batch(tracer)
