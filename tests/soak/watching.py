@@ -197,7 +197,9 @@ class Companion:
         self.faults: List[str] = []
 
     def __enter__(self) -> Companion:
-        self._watched.tracer.processes  # noqa: B018  from here on it is kept
+        # From here on it is kept. What it remembers of the dead by default, five minutes, would still grow
+        # when memory is first looked at.
+        self._watched.tracer.processes.keep(seconds=30)
         self._watched.__enter__()
         return self
 
