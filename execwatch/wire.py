@@ -569,7 +569,7 @@ class Demand:
     __slots__ = ("count",)
 
     def __init__(self) -> None:
-        self.count = 0
+        self.count: int = 0
 
 
 def decode(  # noqa: C901, PLR0915  one function: a call costs a tenth of an event
