@@ -651,8 +651,8 @@ def decode(  # noqa: C901, PLR0915  one function: a call costs a tenth of an eve
     event.gid = gid
     if demand is None:
         (
-            event.process_key, event.parent_key, event.start_boottime_ns,
-            event.cgroup_id, event.cgroup_path, event.container, event.namespaces,
+            event.parent_key, event.start_boottime_ns,
+            event.cgroup_id, event.cgroup_path, event.container, event.namespaces, event.process_key,
         ) = _who(data, at, clock)  # fmt: skip
         if kind == _EXEC:
             event.creds, event.session, event.exe, event.cwd = _what(data, at)
@@ -681,13 +681,13 @@ def _who(data: bytes, at: int, clock: Clock) -> Tuple[Any, ...]:
     elif valid & _MNT_NS:
         namespaces = _mount_ns(mnt_ns)
     return (
-        clock.process_key(pid, start_boottime_ns),
         parent_key,
         start_boottime_ns if valid & _START else None,
         cgroup_id if valid & _CGROUP else None,
         cgroup_path,
         container,
         namespaces,
+        clock.process_key(pid, start_boottime_ns),
     )
 
 
@@ -707,17 +707,17 @@ def _what(data: bytes, at: int) -> Tuple[Any, ...]:
 def _complete(event: AnyProcessEvent, data: bytes, clock: Clock, demand: Demand) -> None:
     """Decode what was left for later.
 
-    Threads that do so at once all set the same.
+    Threads that do so at once all set the same. ``process_key`` comes last: where it is there, all is.
 
     Args:
         data: The record, up to its paths.
     """
     demand.count += 1
-    for put, value in zip(_WHO, _who(data, 0, clock)):
-        put(event, value)
     if event.kind == "exec":
         for put, value in zip(_WHAT, _what(data, 0)):
             put(event, value)
+    for put, value in zip(_WHO, _who(data, 0, clock)):
+        put(event, value)
     try:  # noqa: SIM105  suppress() would take half a microsecond
         object.__delattr__(event, "rest_")
     except AttributeError:  # another was quicker
@@ -732,13 +732,13 @@ def _setters(cls: type, *names: str) -> Tuple[Callable[[Any, Any], None], ...]:
 _WHO = _setters(
     ProcessEvent,
     *(
-        "process_key",
         "parent_key",
         "start_boottime_ns",
         "cgroup_id",
         "cgroup_path",
         "container",
         "namespaces",
+        "process_key",
     ),
 )
 _WHAT = _setters(ExecEvent, "creds", "session", "exe", "cwd")

@@ -83,9 +83,10 @@ def relocate(code: bytes, names: Mapping[int, str]) -> Tuple[bytes, _Relocations
     """
     result = bytearray(code)
     relocations: List[Tuple[int, str]] = []
+    padded = code + bytes(8)  # for the last, which has no second half
     index = 0
     while index < len(code) // 8:
-        opcode, registers, low, high = struct.unpack_from("<BB2xI4xI", code + bytes(8), index * 8)
+        opcode, registers, low, high = struct.unpack_from("<BB2xI4xI", padded, index * 8)
         if opcode != _LD_IMM64:
             index += 1
             continue

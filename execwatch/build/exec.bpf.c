@@ -528,8 +528,9 @@ INLINE void append_filenames(const struct config *cfg, struct exec_scratch *s, v
 /* Paths are walked from the leaf to the root and stand so in the record, each name with
  * its NUL: Python turns them round. */
 
-/* Append one more name to a path, of which there are `used` bytes. False where there is no room
- * or an earlier one could not be read. */
+/* Append one more name to a path, of which there are `used` bytes. False where there is no room.
+ * Where it can't be read or is perhaps cut, `used` becomes more than PATH_ROOM: then there is none
+ * for the next, and who looks at the whole path has to look at that too. */
 INLINE bool append_name(char *path, volatile u32 *used, const char *name)
 {
     u64 there = *used;
@@ -537,7 +538,6 @@ INLINE bool append_name(char *path, volatile u32 *used, const char *name)
     if (there > PATH_SIZE_MAX)
         return false;
     u64 size = opaque(bpf_probe_read_kernel_str(path + there, NAME_SIZE_MAX, name));
-    /* Where it failed or was perhaps cut, so much that the next one finds no room. */
     *used = there + size + ((size / NAME_SIZE_MAX & 0xffff) << 16);
     return true;
 }
@@ -603,7 +603,7 @@ INLINE void append_exe(const struct config *cfg, struct exec_scratch *s, void *m
     } else {
         known = append_path(cfg, s, path, &r->exe_size, mnt, dentry);
     }
-    if (known)
+    if (known && r->exe_size <= PATH_ROOM)
         r->valid |= VALID_EXE_PATH;
     else
         r->exe_size = 0;
@@ -623,7 +623,7 @@ INLINE void append_cwd(const struct config *cfg, struct exec_scratch *s, void *t
     READ_BLOCK(block, fs, fs);
     void *mnt = POINTER(block, fs, fs_pwd_mnt);
     void *dentry = POINTER(block, fs, fs_pwd_dentry);
-    if (append_path(cfg, s, path, &r->cwd_size, mnt, dentry))
+    if (append_path(cfg, s, path, &r->cwd_size, mnt, dentry) && r->cwd_size <= PATH_ROOM)
         r->valid |= VALID_CWD;
     else
         r->cwd_size = 0;
@@ -653,7 +653,8 @@ INLINE void append_cgroup(const struct config *cfg, struct record *r, struct cop
         READ_BLOCK(block, kernfs_node, node);
         void *parent = STEP(block, kernfs_node_parent);
         if (!parent) {
-            r->valid |= VALID_CGROUP_PATH;
+            if (r->cgroup_size <= PATH_ROOM)
+                r->valid |= VALID_CGROUP_PATH;
             break;
         }
         if (!append_name(path, &r->cgroup_size, STEP(block, kernfs_node_name)))
@@ -854,9 +855,8 @@ INLINE void read_file(const struct config *cfg, struct exec_scratch *s, void *mn
     struct context *c = &s->context;
     char *block = s->copies.other;
 
-    if (!inode)
+    if (!inode || READ_BLOCK(block, inode, inode))
         return;
-    READ_BLOCK(block, inode, inode);
     c->mode = PART(block, inode, inode_mode, 2);
     /* With the next three it tells which of the set-ID bits took effect. */
     if (c->mode & (S_ISUID | S_ISGID)) {
@@ -1260,8 +1260,10 @@ INLINE void on_failure(void *ctx, struct kind *k, const struct call *call, u32 e
     k->count->seen++;
     void *task = (void *)bpf_get_current_task();
     void *leader = follow(task, cfg->offset_task_group_leader);
-    if (!leader)
+    if (!leader) { /* never, as in on_exec */
+        k->count->filtered++;
         return;
+    }
     read_identity(cfg, r, &k->s->copies, leader, level, nested);
     r->tid = tid ? tid : r->pid;
     r->status = error;

@@ -140,7 +140,7 @@ def encoder() -> Encoder:
         getattr(event, "process_key", None)  # msgspec takes what is there: see Event
         try:
             return b"%s,%s\n" % (_BEGINS[type(event)], encode(event)[1:])
-        except UnicodeEncodeError:  # bytes that are not UTF-8
+        except (UnicodeEncodeError, TypeError):  # bytes that are not UTF-8; or still not whole
             return _line(event)
 
     return line

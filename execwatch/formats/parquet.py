@@ -114,9 +114,9 @@ class ParquetWriter(Writer):
     def _end(self, stats: Optional[Stats]) -> None:
         if self._waiting:
             self._convert(self._waiting)
-        self._beside.wait()
         if self._pieces:
-            self._write_group(self._take_group())
+            self._beside.do(functools.partial(self._write_group, self._take_group()))
+        self._beside.wait()
         if stats is not None:
             self._writer.add_key_value_metadata({_STATS: jsontext.dumps(to_plain(stats)[0])})
         self._writer.close()

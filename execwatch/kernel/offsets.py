@@ -100,7 +100,9 @@ def _block(name: str, offsets: Mapping[str, int]) -> Dict[str, int]:
     """
     sizes = wire.BLOCKS[name]
     places = {member: offsets[f"offset_{member}"] for member in sizes}
-    first = min(places.values())
+    # From a multiple of 8 on, as the kernel copies it: so that no pointer is read in two parts, of which
+    # another processor may change the second meanwhile. What lies before is of the structure.
+    first = min(places.values()) & ~7
     size = max(places[member] + sizes[member] for member in sizes) - first
     if size > wire.LIMITS["BLOCK_SIZE_MAX"] or wire.ABSENT in places.values():
         return {
@@ -122,7 +124,7 @@ def _or_absent(value: Optional[int]) -> int:
 def _fingerprint() -> str:
     import zlib
 
-    tables = (*wire.OFFSETS.items(), *wire.RUNS.items(), *wire.BLOCKS.items(), _SUBSYSTEMS, 4)
+    tables = (*wire.OFFSETS.items(), *wire.RUNS.items(), *wire.BLOCKS.items(), _SUBSYSTEMS, 5)
     return f"{zlib.crc32(repr(tables).encode()):08x}"
 
 

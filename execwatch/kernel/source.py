@@ -1,7 +1,7 @@
 """The kernel as a source of events: one tracer's programs, maps and buffer.
 
 Reading changes nothing here but the position, and that is the caller's: see
-:class:`~execwatch.kernel.ring.Ring`.
+:class:`~execwatch.kernel.ring.Ring`. (And how much of the next events is decoded at once.)
 """
 
 from __future__ import annotations
