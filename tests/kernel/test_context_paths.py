@@ -10,10 +10,13 @@ import os
 import pathlib
 import shutil
 import subprocess
+import sys
 from typing import Callable, Optional
 
 import attrs
 import pytest
+
+from execwatch import ExecTracer, Filter
 
 from . import witness
 from .conftest import PROGRAMS, Reason, skip
@@ -336,3 +339,32 @@ def long_folder(place: pathlib.Path, size: int) -> tuple[str, int]:
         os.close(descriptor)
         path, descriptor = f"{path}/{name}", inner
     return path, descriptor
+
+
+@pytest.mark.parametrize("length", [1021, 1022, 1023, 1500])
+def test_a_name_that_is_too_long_costs_the_path_and_nothing_else(
+    length: int, programs: Programs, tmp_path: pathlib.Path
+) -> None:
+    """Any user can have such a file system: nothing must vanish by it."""
+    if not os.path.exists("/dev/fuse"):
+        skip(Reason.KERNEL, "FUSE (fuse(4))")
+    nothing = programs("nothing")
+    command = [sys.executable, str(PROGRAMS / "fuse_names.py"), str(tmp_path), str(length), nothing]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        if process.stdout.read(1) != b"R":
+            assert length > 1024  # which the file system itself may refuse
+            process.wait()
+            return
+        with ExecTracer(Filter(pids=process.pid), capture={"cwd", "exe", "container"}) as tracer:
+            process.stdin.close()
+            assert process.wait() == 0
+            (event,) = tracer.read(timeout=0)
+            stats = tracer.stats()
+    assert event.argv == (nothing,)
+    assert event.cwd == ("/" + length * "n" if length < 1023 else None)
+    assert event.exe is not None
+    assert event.exe.path == f"/old{nothing}"  # the root that was before
+    assert event.cgroup_path is not None
+    assert stats.lost == 0

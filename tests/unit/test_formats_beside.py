@@ -12,6 +12,7 @@ from typing import Any, List
 import pytest
 
 from execwatch import StateError, Stats, formats
+from execwatch.formats import beside
 from execwatch.formats.beside import Beside
 from execwatch.testing import exec_event, exit_event, failed_exec_event, fork_event, lost_events
 from tests.unit.recorded import HEADER_NOW, needs, read, write
@@ -92,6 +93,7 @@ def test_it_is_done_where_the_interpreter_ends() -> None:
 
 _FORK = """
 import os, threading
+from execwatch.formats import beside
 from execwatch.formats.beside import Beside
 begun, forking, done = threading.Event(), threading.Event(), []
 def work():
@@ -112,6 +114,59 @@ else:
     again.do(lambda: print(len(done)))
     again.close()
 """
+
+
+_FORKS_INSIDE = """
+import os
+from execwatch.formats import beside
+from execwatch.formats.beside import Beside
+
+def work():
+    pid = os.fork()
+    if pid == 0:
+        os._exit(7)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+beside = Beside()
+beside.do(work)
+beside.close()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks are those of Unix")
+def test_the_worker_itself_may_fork() -> None:
+    """In a finalizer, which runs wherever the garbage collector does."""
+    done = subprocess.run(
+        [sys.executable, "-c", _FORKS_INSIDE], stdout=subprocess.PIPE, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, "7\n")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks are those of Unix")
+def test_a_fork_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(beside, "_PATIENCE", 0.01)
+    begun, forked, done = threading.Event(), threading.Event(), []
+
+    def stuck() -> None:
+        begun.set()
+        forked.wait()
+        done.append(1)
+
+    worker = Beside()
+    worker.do(stuck)
+    begun.wait()
+    pid = os.fork()
+    if pid == 0:
+        # The lock that is still held belongs to nobody here.
+        os._exit(0 if beside._working.acquire(timeout=0.01) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert done == []
+    forked.set()
+    worker.wait()  # the lock is the worker's still: to release it is no error
+    assert done == [1]
+    worker.close()
+    assert beside._working.acquire(timeout=0)
+    beside._working.release()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks are those of Unix")

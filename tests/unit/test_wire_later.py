@@ -186,6 +186,39 @@ def test_all_of_it_is_in_a_line_of_json(kind: int) -> None:
     assert ndjson.encoder()(later) == ndjson.encoder()(whole)
 
 
+@pytest.mark.parametrize("after", range(11))
+def test_ctrl_c_in_the_middle_costs_nothing(after: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, later, _ = both(record())
+    names = [name for kind, name in LATE if kind == wire.KINDS["EXEC"]]
+    assert len(names) == 11
+    left = iter([True] * after)
+
+    def interrupted(put: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+        def set_or_stop(event: Any, value: Any) -> None:
+            if not next(left, False):
+                raise KeyboardInterrupt
+            put(event, value)
+
+        return set_or_stop
+
+    with monkeypatch.context() as patched:
+        for table in ("_WHO", "_WHAT"):
+            patched.setattr(wire, table, tuple(map(interrupted, getattr(wire, table))))
+        with pytest.raises(KeyboardInterrupt):
+            _ = later.process_key
+    assert [is_there(later, name) for name in names].count(True) == after
+    assert not is_there(later, "process_key")  # where it is there, all is
+    assert ndjson.encoder()(later) == ndjson.encoder()(whole)
+    assert later == whole
+
+
+def test_what_another_thread_has_half_done_is_written_whole() -> None:
+    whole, later, _ = both(record())
+    object.__setattr__(later, "process_key", whole.process_key)
+    assert is_there(later, "rest_")
+    assert ndjson.encoder()(later) == ndjson.encoder()(whole)
+
+
 def test_it_stays_frozen() -> None:
     _, later, _ = both(record())
     for _ in range(2):
