@@ -28,6 +28,10 @@ examples:
 #: What a count counts; a gap is none.
 _COUNTED = (ExecEvent.kind, FailedExecEvent.kind)
 
+#: Seconds that a program may wait for its line: nobody sees that, and to read less often saves a seventh of
+#: the processor's time.
+_LATENCY = 0.03
+
 #: Seconds until an idle tracer notices that nobody reads its output any more.
 _LOOK_AROUND = 1.0
 
@@ -51,7 +55,12 @@ def run(args: argparse.Namespace) -> int:
     # A search along PATH, and more so a configure script, fails many times in a row.
     buffer_size = DEFAULT_BUFFER_SIZE * (4 if args.failed else 1)
     tracer = ExecTracer(
-        _filter(args), failed=args.failed, lost=True, capture=capture, buffer_size=buffer_size
+        _filter(args),
+        failed=args.failed,
+        lost=True,
+        capture=capture,
+        buffer_size=buffer_size,
+        latency=_LATENCY,
     )
     try:
         tracer.start()
