@@ -312,16 +312,7 @@ def _load_and_attach() -> None:
     from execwatch.build import images
     from execwatch.kernel import setup, source
 
-    options = setup.Options(
-        probe="auto",
-        failed=False,
-        forks=False,
-        exits=False,
-        buffer="ring",
-        buffer_size=setup.ring_size(1),
-        argv_size=1,
-        latency=0.0,
-    )
+    options = setup.Options(probe="auto", buffer_size=setup.ring_size(1), argv_size=1)
     source.open_source(
         lambda defines: images.load("exec", defines=defines), None, options, lost=False
     ).close()

@@ -275,7 +275,7 @@ RUNS: Mapping[str, Tuple[int, Tuple[str, ...]]] = {
     "cred_caps": (8, ("cap_inheritable", "cap_permitted", "cap_effective", "cap_bset", "cap_ambient")),
 }
 #: Members that are read in one go where they lie within BLOCK_SIZE_MAX bytes, each with its size; by a
-#: name of our own. Not one byte more is read: behind a structure may be no memory.
+#: name of our own. Nothing behind them is read: a structure may end there, and memory with it.
 BLOCKS: Mapping[str, Mapping[str, int]] = {
     "task_ids": {
         "task_tgid": 4,
@@ -315,6 +315,15 @@ FILTER_BITS = {name: 1 << bit for bit, name in enumerate(FILTER_FIELDS)}
 #: In place of an exclusion's bits where there is none: nothing ever hits it.
 NEVER = 1 << 31
 
+#: What the programs are told of this kernel's structures.
+PLACES = (
+    *(f"offset_{name}" for name in (*OFFSETS, *SIGNAL_PIDS)),
+    "bit_bprm_secureexec",
+    # Where each block begins and how long it is, and where in it each member; ABSENT: it is not in it.
+    *(f"{what}_{name}" for name in BLOCKS for what in ("first", "size")),
+    *(f"at_{member}" for members in BLOCKS.values() for member in members),
+)
+
 #: Which part of a filter an entry belongs to: bits of a value in ``filters`` and ``tree``.
 INCLUDE, EXCLUDE = 1, 2
 
@@ -325,7 +334,6 @@ CONFIG: Layout = (
     ("u32", "argv_size"),
     ("u32", "env_size"),  # 0: none
     ("u32", "capture"),  # CAPTURE
-    ("u32", "bit_bprm_secureexec"),
     ("u32", "cgroup_index"),  # of the v1 hierarchy in css_set.subsys; ABSENT: cgroup v2
     ("u32", "include"),  # FILTER_BITS that have to hit
     ("u32", "exclude"),  # FILTER_BITS that, all hit, exclude
@@ -337,20 +345,14 @@ CONFIG: Layout = (
     ("u32", "perf"),  # 1: the perf buffer is the one in use
     ("u32", "room_failed"),  # bytes of the ring that failed attempts may fill
     ("u32", "room_process"),  # bytes of the ring that forks and exits may fill
-    *(("u32", f"offset_{name}") for name in (*OFFSETS, *SIGNAL_PIDS)),
-    # Where each block begins and how long it is, and where in it each member; ABSENT: it is not in it.
-    *(("u32", f"{what}_{name}") for name in BLOCKS for what in ("first", "size")),
-    *(("u32", f"at_{member}") for members in BLOCKS.values() for member in members),
+    *(("u32", name) for name in PLACES),
 )
 
 #: In instructions, for the address of the value of the map ``config``.
 CONFIG_MARK = 0x6769666E6F637765  # no number of the program's own
 #: What can change while programs run, and is in a map of its own: ``config`` is frozen.
 SWITCHES: Layout = (
-    (
-        "u32",
-        "arming",
-    ),  # parts: log in ``forks`` each fork by a process that is not known to be in all of them
+    ("u32", "arming"),  # parts: log in ``forks`` each fork by a process not known to be in all of them
     ("u32", "track"),  # 1: the table of processes wants execs, forks and exits, whatever the filter says
 )
 
@@ -731,15 +733,13 @@ def _setters(cls: type, *names: str) -> Tuple[Callable[[Any, Any], None], ...]:
 
 _WHO = _setters(
     ProcessEvent,
-    *(
-        "parent_key",
-        "start_boottime_ns",
-        "cgroup_id",
-        "cgroup_path",
-        "container",
-        "namespaces",
-        "process_key",
-    ),
+    "parent_key",
+    "start_boottime_ns",
+    "cgroup_id",
+    "cgroup_path",
+    "container",
+    "namespaces",
+    "process_key",
 )
 _WHAT = _setters(ExecEvent, "creds", "session", "exe", "cwd")
 

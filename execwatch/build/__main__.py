@@ -10,7 +10,7 @@ from execwatch import wire
 from execwatch.build import images, source
 from execwatch.build.compiler import compile_image
 from execwatch.kernel import bpf, filtering, setup
-from execwatch.kernel.image import PROGRAM_TYPES, ProgramImage
+from execwatch.kernel.image import PROGRAM_TYPES, Program, ProgramImage
 from execwatch.kernel.loader import LoadedImage, relocate
 
 #: The verifier's limit is a million; much below it an older or stricter one is done too.
@@ -37,13 +37,11 @@ def everything() -> bytes:
     """Return the configuration that leaves the most in a program: all is asked for, on this kernel."""
     options = setup.Options(
         probe="tracepoint",
+        buffer_size=1 << 22,
+        argv_size=2 << 20,
         failed=True,
         forks=True,
         exits=True,
-        buffer="ring",
-        buffer_size=1 << 22,
-        argv_size=2 << 20,
-        latency=0.0,
         capture=frozenset(wire.CAPTURE),
         env=True,
     )
@@ -54,21 +52,23 @@ def everything() -> bytes:
 
 
 def verify(image: ProgramImage) -> Dict[str, int]:
-    """Return the steps that this kernel's verifier takes for each program, where all is asked for.
+    """Return the steps of :func:`steps_of` for each program, where all is asked for."""
+    config = everything()
+    return {program.name: steps_of(image, program, config) for program in image.programs}
+
+
+def steps_of(image: ProgramImage, program: Program, config: bytes) -> int:
+    """Return the steps that this kernel's verifier takes for a program with this configuration.
 
     Raises:
-        LoadError: It refused one.
+        LoadError: It refused the program.
     """
-    steps = {}
-    frozen = {"config": everything()}
-    for program in image.programs:
-        loaded = LoadedImage(image, [program.name], {}, frozen)
-        try:
-            code = relocate(program, loaded.maps)
-            steps[program.name] = bpf.verifier_steps(PROGRAM_TYPES[program.type], code, image.license)
-        finally:
-            loaded.close()
-    return steps
+    loaded = LoadedImage(image, [program.name], {}, {"config": config})
+    try:
+        code = relocate(program, loaded.maps)
+        return bpf.verifier_steps(PROGRAM_TYPES[program.type], code, image.license)
+    finally:
+        loaded.close()
 
 
 if __name__ == "__main__":

@@ -15,12 +15,17 @@ from execwatch.build import bcc
 from execwatch.build._child import EXIT_NO_BCC
 from execwatch.build.source import FOLDER, OPTIONS, digest
 from execwatch.errors import CompileError, PrivilegeError
-from execwatch.kernel.image import MapDefinition, Program, ProgramImage
+from execwatch.kernel.image import (
+    LD_IMM64,
+    PSEUDO_MAP_FD,
+    PSEUDO_MAP_VALUE,
+    MapDefinition,
+    Program,
+    ProgramImage,
+)
 
 _CHILD = os.path.join(FOLDER, "_child.py")
 
-_LD_IMM64 = 0x18  # takes two instructions' room
-_PSEUDO_MAP_FD, _PSEUDO_MAP_VALUE = 1, 2
 #: The numbers that stand for the address of a map's value.
 _MARKS = {wire.CONFIG_MARK: "config"}
 _PERF_EVENT_ARRAY = 4
@@ -87,16 +92,16 @@ def relocate(code: bytes, names: Mapping[int, str]) -> Tuple[bytes, _Relocations
     index = 0
     while index < len(code) // 8:
         opcode, registers, low, high = struct.unpack_from("<BB2xI4xI", padded, index * 8)
-        if opcode != _LD_IMM64:
+        if opcode != LD_IMM64:
             index += 1
             continue
         kind, mark = registers >> 4, high << 32 | low
-        if kind == _PSEUDO_MAP_FD and low in names:
+        if kind == PSEUDO_MAP_FD and low in names:
             relocations.append((index, names[low]))
             struct.pack_into("<I", result, index * 8 + 4, 0)
         elif not kind and mark in _MARKS:
             relocations.append((index, _MARKS[mark]))
-            struct.pack_into("<BB2xI4xI", result, index * 8, opcode, registers | _PSEUDO_MAP_VALUE << 4, 0, 0)
+            struct.pack_into("<BB2xI4xI", result, index * 8, opcode, registers | PSEUDO_MAP_VALUE << 4, 0, 0)
         elif kind:
             raise CompileError(f"instruction {index} refers to no map of the program")
         index += 2

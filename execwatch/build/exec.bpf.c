@@ -23,7 +23,7 @@
 /* What of an exec's record has a fixed place. */
 #define EXEC_HEAD (sizeof(struct record) + sizeof(struct context))
 
-/* Copies of structures of the kernel, or of parts of them: see BLOCK. And where some were. */
+/* Copies of structures of the kernel, or of parts of them: see READ_BLOCK. And where some were. */
 struct copies {
     char task_ids[BLOCK_SIZE_MAX];
     char task_links[BLOCK_SIZE_MAX];

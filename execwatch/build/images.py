@@ -98,13 +98,12 @@ def _cached(key: str, source_hash: str, directory: Optional[str]) -> Optional[Pr
 
 def _key(source_hash: str, defines: Tuple[str, ...], bcc_folder: str, bcc_version: Optional[str]) -> str:
     import hashlib  # takes 3 ms
-    import platform
 
     # The source's hash covers the options. A distribution changes its package without
     # changing the version of BCC, so the file's identity counts too.
     package = os.stat(os.path.join(bcc_folder, "bcc", "libbcc.py"))
     identity = (package.st_dev, package.st_ino, package.st_size, package.st_mtime_ns)
-    parts = (FORMAT, source_hash, defines, platform.machine(), bcc_folder, bcc_version, identity)
+    parts = (FORMAT, source_hash, defines, os.uname().machine, bcc_folder, bcc_version, identity)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 

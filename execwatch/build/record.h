@@ -149,7 +149,6 @@ struct config {
     u32 argv_size;
     u32 env_size;
     u32 capture;
-    u32 bit_bprm_secureexec;
     u32 cgroup_index;
     u32 include;
     u32 exclude;
@@ -254,6 +253,7 @@ struct config {
     u32 offset_super_block_dev;
     u32 offset_signal_sid;
     u32 offset_signal_pgid;
+    u32 bit_bprm_secureexec;
     u32 first_task_ids;
     u32 size_task_ids;
     u32 first_task_links;

@@ -69,20 +69,6 @@ class Layout:
     nested: Mapping[str, Nested]
 
 
-@attrs.frozen
-class Field:
-    """A field of every kind of event that has one of its name; it means the same in each.
-
-    Attributes:
-        classes: Those kinds.
-        column: Its own; None where it has several, by ``nested``.
-    """
-
-    classes: FrozenSet[Type[Any]]
-    column: Optional[str]
-    nested: Optional[Nested]
-
-
 def _layout(cls: Type[Any]) -> Layout:
     plain, nested = {}, {}
     required = {field.name for field in attrs.fields(cls) if field.default is attrs.NOTHING}
@@ -96,16 +82,6 @@ def _layout(cls: Type[Any]) -> Layout:
             column = "time" if name == "time_ns" else name
             plain[name] = Plain(column, optional, name in required, choices)
     return Layout(plain, nested)
-
-
-def _all_fields() -> Dict[str, Field]:
-    fields: Dict[str, Field] = {}
-    for cls, layout in LAYOUTS.items():
-        for name in _types(cls):
-            plain, nested = layout.plain.get(name), layout.nested.get(name)
-            others = fields[name].classes if name in fields else frozenset()
-            fields[name] = Field(others | {cls}, plain.column if plain else None, nested)
-    return fields
 
 
 def _types(cls: Type[Any]) -> Dict[str, Tuple[Any, bool]]:
@@ -153,4 +129,3 @@ SCHEMA = _schema()
 TYPES: Mapping[str, pa.DataType] = {field.name: field.type for field in SCHEMA}
 
 #: All fields by name.
-FIELDS: Mapping[str, Field] = _all_fields()

@@ -95,11 +95,12 @@ class ParquetWriter(Writer):
         self._rows += len(events)
         self._bytes += piece.nbytes
         if self._rows >= _GROUP or self._bytes >= _GROUP_BYTES:
-            self._beside.do(functools.partial(self._write_group, self._take_group()))
+            self._hand_over()
 
-    def _take_group(self) -> List[columns.Piece]:
+    def _hand_over(self) -> None:
+        """Have what there is written as a group, beside."""
         pieces, self._pieces, self._rows, self._bytes = self._pieces, [], 0, 0
-        return pieces
+        self._beside.do(functools.partial(self._write_group, pieces))
 
     def _write_group(self, pieces: List[columns.Piece]) -> None:
         rows = columns.joined(pieces)
@@ -115,7 +116,7 @@ class ParquetWriter(Writer):
         if self._waiting:
             self._convert(self._waiting)
         if self._pieces:
-            self._beside.do(functools.partial(self._write_group, self._take_group()))
+            self._hand_over()
         self._beside.wait()
         if stats is not None:
             self._writer.add_key_value_metadata({_STATS: jsontext.dumps(to_plain(stats)[0])})

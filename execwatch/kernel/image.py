@@ -15,6 +15,11 @@ import attrs
 
 FORMAT = 2
 
+#: The instruction that loads 64 bits, and takes two instructions' room: with one of these kinds as its
+#: source register, a map, or the address of the value of a map that has one.
+LD_IMM64 = 0x18
+PSEUDO_MAP_FD, PSEUDO_MAP_VALUE = 1, 2
+
 #: bpf_prog_type by the prefix of a program's name (include/uapi/linux/bpf.h).
 PROGRAM_TYPES = {"raw_tracepoint": 17, "kprobe": 2, "kretprobe": 2}
 

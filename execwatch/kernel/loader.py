@@ -7,16 +7,20 @@ import struct
 from typing import Dict, Iterable, List, Mapping
 
 from execwatch.kernel import bpf, kprobe
-from execwatch.kernel.image import PROGRAM_TYPES, Program, ProgramImage
+from execwatch.kernel.image import (
+    LD_IMM64,
+    PROGRAM_TYPES,
+    PSEUDO_MAP_FD,
+    PSEUDO_MAP_VALUE,
+    Program,
+    ProgramImage,
+)
 
 #: Bound now: a test that is watched may put something else in the builtin's place.
 _open = open
 
 #: struct bpf_insn: code, registers (source in the upper half), offset, immediate.
 _INSTRUCTION = struct.Struct("<BBhi")
-_LD_IMM64 = 0x18
-#: What such an instruction loads: a map, or the address of the value of a map that has one.
-_PSEUDO_MAP_FD, _PSEUDO_MAP_VALUE = 1, 2
 
 
 class LoadedImage:
@@ -112,7 +116,7 @@ def relocate(program: Program, maps: Mapping[str, int]) -> bytes:
         at = index * _INSTRUCTION.size
         inside = 0 <= at < len(code)
         opcode, registers, offset, _ = _INSTRUCTION.unpack_from(code, at if inside else 0)
-        if not inside or opcode != _LD_IMM64 or registers >> 4 not in (_PSEUDO_MAP_FD, _PSEUDO_MAP_VALUE):
+        if not inside or opcode != LD_IMM64 or registers >> 4 not in (PSEUDO_MAP_FD, PSEUDO_MAP_VALUE):
             raise ValueError(f"program {program.name!r}: instruction {index} loads no map")
         _INSTRUCTION.pack_into(code, at, opcode, registers, offset, maps[name])
     return bytes(code)

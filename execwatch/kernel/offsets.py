@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from typing import Dict, Mapping, Optional
+from typing import Dict, Mapping, Optional, Sequence
 
 from execwatch import wire
 from execwatch.errors import NotSupportedError
@@ -22,11 +22,10 @@ _SUBSYSTEMS = ("memory", "pids")
 def load(cache_directory: Optional[str] = None) -> Dict[str, int]:
     """Return what this kernel's BTF tells, by name.
 
-    ``offset_*`` for each member in ``wire.OFFSETS``, ABSENT where this kernel
-    lacks it; ``first_*`` and ``size_*`` for each of ``wire.BLOCKS``, ``at_*`` for its
-    members; ``cgroup_index_memory`` and ``cgroup_index_pids``: places of cgroup v1
-    hierarchies in css_set.subsys; ``exit_has_group_dead``: 1 where the tracepoint
-    sched_process_exit has that argument.
+    All of ``wire.PLACES``, an offset ABSENT where this kernel lacks the member;
+    ``cgroup_index_memory`` and ``cgroup_index_pids``: places of cgroup v1 hierarchies in
+    css_set.subsys; ``exit_has_group_dead``: 1 where the tracepoint sched_process_exit has that
+    argument.
 
     Raises:
         NotSupportedError: No BTF, or a member is missing that no event can do without.
@@ -34,17 +33,14 @@ def load(cache_directory: Optional[str] = None) -> Dict[str, int]:
     build_id = kernel_build_id()
     name = f"offsets-{build_id}" if build_id else None
     names = [
-        *(f"offset_{member}" for member in (*wire.OFFSETS, *wire.SIGNAL_PIDS)),
-        *(f"{what}_{block}" for block in wire.BLOCKS for what in ("first", "size")),
-        *(f"at_{member}" for members in wire.BLOCKS.values() for member in members),
-        "bit_bprm_secureexec",
+        *wire.PLACES,
         *(f"cgroup_index_{subsystem}" for subsystem in _SUBSYSTEMS),
         "exit_has_group_dead",
     ]
     record = struct.Struct(f"<{len(names)}I")
-    # Names and paths shape the meaning of the numbers: another set is another file.
+    # Names, their order and paths shape the meaning of the numbers: another set is another file.
     if name:
-        name += f"-{_fingerprint()}"
+        name += f"-{_fingerprint(names)}"
         known = cache.read(name, directory=cache_directory)
         if known is not None and len(known) == record.size:
             return dict(zip(names, record.unpack(known)))
@@ -121,10 +117,10 @@ def _or_absent(value: Optional[int]) -> int:
     return wire.ABSENT if value is None else value
 
 
-def _fingerprint() -> str:
+def _fingerprint(names: Sequence[str]) -> str:
     import zlib
 
-    tables = (*wire.OFFSETS.items(), *wire.RUNS.items(), *wire.BLOCKS.items(), _SUBSYSTEMS, 5)
+    tables = (*names, *wire.OFFSETS.items(), *wire.RUNS.items(), *wire.BLOCKS.items(), 5)
     return f"{zlib.crc32(repr(tables).encode()):08x}"
 
 

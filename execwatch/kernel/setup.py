@@ -34,13 +34,13 @@ class Options:
     """A tracer's own options, as :class:`~execwatch.ExecTracer` explains them."""
 
     probe: str
-    failed: bool
-    forks: bool
-    exits: bool
-    buffer: str
     buffer_size: int
     argv_size: int
-    latency: float
+    buffer: str = "ring"
+    latency: float = 0.0
+    failed: bool = False
+    forks: bool = False
+    exits: bool = False
     capture: FrozenSet[str] = frozenset()
     env: wire.EnvNames = False
 
@@ -100,11 +100,7 @@ def plan(options: Options, kernel_filter: filtering.KernelFilter, clock: wire.Cl
             "ended": max(_ENDED, 256 * loader.possible_cpus()),
         },
         config={
-            **{
-                name: value
-                for name, value in found.items()
-                if name.startswith(("offset_", "bit_", "first_", "size_", "at_"))
-            },
+            **{name: found[name] for name in wire.PLACES},
             **kernel_filter.config,
             "pid_ns": namespace,
             "tick_ns": clock.tick_ns,

@@ -18,10 +18,10 @@ import typing_extensions
 import execwatch
 from execwatch import AttachError, ExecEvent, ExecTracer, Filter, LoadError, NotSupportedError, wire
 from execwatch.build import images
-from execwatch.build.__main__ import STEPS_MAX, everything
+from execwatch.build.__main__ import STEPS_MAX, everything, steps_of
 from execwatch.events import ProcessEvent
 from execwatch.kernel import bpf, btf, filtering, loader, offsets, setup
-from execwatch.kernel.image import PROGRAM_TYPES, Program
+from execwatch.kernel.image import Program
 from execwatch.tracer import CAPTURE
 
 from .conftest import COUNT, Reason, open_files, skip
@@ -168,33 +168,16 @@ def test_a_map_that_the_kernel_refuses_is_named() -> None:
 IMAGE = images.load("exec")
 
 
-def steps_of(program: Program, config: bytes) -> int:
-    loaded = loader.LoadedImage(IMAGE, [program.name], {}, {"config": config})
-    try:
-        code = loader.relocate(program, loaded.maps)
-        return bpf.verifier_steps(PROGRAM_TYPES[program.type], code, IMAGE.license)
-    finally:
-        loaded.close()
-
-
 @pytest.mark.parametrize("program", IMAGE.programs, ids=lambda program: program.name)
 def test_no_program_needs_many_steps_of_the_verifier(program: Program) -> None:
     """The limit is a million; much below it an older or stricter verifier is done too."""
-    assert 0 < steps_of(program, everything()) < STEPS_MAX == 100_000
+    assert 0 < steps_of(IMAGE, program, everything()) < STEPS_MAX == 100_000
 
 
 def nothing() -> bytes:
     """The configuration of a tracer that asks for no more than that programs start."""
-    options = setup.Options(
-        probe="tracepoint",
-        failed=False,
-        forks=False,
-        exits=False,
-        buffer="ring",
-        buffer_size=1 << 22,
-        argv_size=wire.LIMITS["ARGV_SIZE_MAX"],
-        latency=0.0,
-    )
+    size = wire.LIMITS["ARGV_SIZE_MAX"]
+    options = setup.Options(probe="tracepoint", buffer_size=1 << 22, argv_size=size)
     plan = setup.plan(options, filtering.compile_filter(None), setup.read_clock())
     return wire.pack(wire.CONFIG, plan.config)
 
@@ -206,7 +189,7 @@ def nothing() -> bytes:
 def test_the_verifier_takes_out_what_is_not_asked_for(name: str) -> None:
     """It can only if it reads the configuration as constants."""
     (program,) = (program for program in IMAGE.programs if program.name == name)
-    assert 10 * steps_of(program, nothing()) < steps_of(program, everything())
+    assert 10 * steps_of(IMAGE, program, nothing()) < steps_of(IMAGE, program, everything())
 
 
 def array_of(layout: wire.Layout) -> Tuple[int, dict[str, str]]:
@@ -290,7 +273,9 @@ def test_members_that_lie_apart_tell_the_same(
     with ExecTracer(mine, **ALL) as tracer:
         monkeypatch.setattr(offsets, "load", lambda: apart)
         with ExecTracer(mine, **ALL) as other:
-            with held("/bin/sh", "-c", script, env={"NAME": "value"}, cwd=tmp_path):
+            # A session of its own: one whose leader is in no pid namespace of ours has no id.
+            options: dict[str, Any] = {"cwd": tmp_path, "start_new_session": True}
+            with held("/bin/sh", "-c", script, env={"NAME": "value"}, **options):
                 pass
             events, others = list(tracer.read(timeout=0)), list(other.read(timeout=0))
     kinds = ["fork", "exec", "fork", "failed_exec", "exit", "exec", "exit"]

@@ -299,6 +299,17 @@ def test_another_table_of_blocks_is_another_file(
     assert changed == offsets.load(str(folder)) == offsets._from_btf(kernel(needed()))
 
 
+def test_another_order_of_places_is_another_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    """Numbers alone are remembered: in another order they would be those of other members."""
+    monkeypatch.setattr(offsets, "kernel_build_id", lambda: "abc")
+    monkeypatch.setattr(btf, "load", lambda: kernel(needed()))
+    told = offsets.load(str(tmp_path))
+    monkeypatch.setattr(wire, "PLACES", wire.PLACES[::-1])
+    assert offsets.load(str(tmp_path)) == told
+
+
 # -- What of it programs are told --------------------------------------------------------------
 
 
@@ -311,13 +322,12 @@ def test_the_configuration_is_whole_and_nothing_of_it_is_dropped(
     monkeypatch.setattr(offsets, "load", lambda: found)
     options = setup.Options(
         probe="tracepoint",
+        buffer_size=1 << 20,
+        argv_size=4096,
+        buffer=buffer,
         failed=asked,
         forks=asked,
         exits=asked,
-        buffer=buffer,
-        buffer_size=1 << 20,
-        argv_size=4096,
-        latency=0.0,
         capture=frozenset(wire.CAPTURE if asked else ()),
         env=asked,
     )
