@@ -274,36 +274,11 @@ RUNS: Mapping[str, Tuple[int, Tuple[str, ...]]] = {
     "task_loginuid": (4, ("loginuid", "sessionid")),
     "cred_caps": (8, ("cap_inheritable", "cap_permitted", "cap_effective", "cap_bset", "cap_ambient")),
 }
-#: Members that are read in one go where they lie within BLOCK_SIZE_MAX bytes, each with its size; by a
-#: name of our own. Nothing behind them is read: a structure may end there, and memory with it.
-BLOCKS: Mapping[str, Mapping[str, int]] = {
-    "task_ids": {
-        "task_tgid": 4,
-        "task_real_parent": 8,
-        "task_group_leader": 8,
-        "task_thread_pid": 8,
-    },
-    "task_links": {"task_cred": 8, "task_fs": 8, "task_nsproxy": 8, "task_signal": 8},
-    "nsproxy": {
-        f"nsproxy_{name}": 8 for name in ("uts_ns", "ipc_ns", "mnt_ns", "net_ns", "time_ns", "cgroup_ns")
-    },
-    "bprm": {"bprm_filename": 8, "bprm_interp": 8, "bprm_argc": 4},
-    "mm": {"mm_arg_start": 8, "mm_arg_end": 8},
-    "file": {"file_mnt": 8, "file_dentry": 8, "file_inode": 8},
-    "fs": {"fs_pwd_mnt": 8, "fs_pwd_dentry": 8},
-    "dentry": {"dentry_d_parent": 8, "dentry_name": 8, "dentry_hashed": 8},
-    "mount": {"mount_mnt_parent": 8, "mount_mnt_mountpoint": 8},
-    "kernfs_node": {"kernfs_node_parent": 8, "kernfs_node_name": 8},
-    "inode": {
-        "inode_mode": 2,
-        "inode_uid": 4,
-        "inode_gid": 4,
-        "inode_ino": 8,
-        "inode_sb": 8,
-        "inode_size": 8,
-        "inode_ctime_s": 8,
-        "inode_ctime_ns": 4,
-    },
+#: Pointers that are read in one go, by a name of our own: they have to lie within BLOCK_SIZE_MAX bytes.
+#: Nothing behind them is read: a structure may end there, and memory with it.
+BLOCKS: Mapping[str, Tuple[str, ...]] = {
+    "dentry": ("dentry_d_parent", "dentry_name"),
+    "mount": ("mount_mnt_parent", "mount_mnt_mountpoint"),
 }
 #: Found otherwise: elements of an array, and a bit field.
 SIGNAL_PIDS = {"signal_sid": "PIDTYPE_SID", "signal_pgid": "PIDTYPE_PGID"}
@@ -342,6 +317,7 @@ CONFIG: Layout = (
     ("u32", "forks"),  # 1: fork records are wanted, not only the tree kept
     ("u32", "exits"),  # 1: likewise
     ("u32", "failed"),  # 1: likewise, for kprobes
+    ("u32", "typed"),  # 1: programs for tracepoints are told the types of what they are given
     ("u32", "perf"),  # 1: the perf buffer is the one in use
     ("u32", "room_failed"),  # bytes of the ring that failed attempts may fill
     ("u32", "room_process"),  # bytes of the ring that forks and exits may fill

@@ -10,8 +10,8 @@ from execwatch import wire
 from execwatch.build import images, source
 from execwatch.build.compiler import compile_image
 from execwatch.kernel import bpf, filtering, setup
-from execwatch.kernel.image import PROGRAM_TYPES, Program, ProgramImage
-from execwatch.kernel.loader import LoadedImage, relocate
+from execwatch.kernel.image import Program, ProgramImage
+from execwatch.kernel.loader import LoadedImage
 
 #: The verifier's limit is a million; much below it an older or stricter one is done too.
 STEPS_MAX = 100_000
@@ -33,8 +33,8 @@ def main() -> None:
             print(f"  {program.name}: {size} instructions, {steps[program.name]} steps of the verifier")
 
 
-def everything() -> bytes:
-    """Return the configuration that leaves the most in a program: all is asked for, on this kernel."""
+def everything(*, typed: bool = True) -> setup.Setup:
+    """Return what leaves the most in a program: all is asked for, on this kernel."""
     options = setup.Options(
         probe="tracepoint",
         buffer_size=1 << 22,
@@ -48,25 +48,25 @@ def everything() -> bytes:
     bits = sum(wire.FILTER_BITS.values())
     asked = {"include": bits, "exclude": bits, "exclude_final": 1}
     kernel_filter = filtering.KernelFilter(asked, (), {1: wire.INCLUDE})
-    return wire.pack(wire.CONFIG, setup.plan(options, kernel_filter, setup.read_clock()).config)
+    return setup.plan(options, kernel_filter, setup.read_clock(), typed=typed)
 
 
 def verify(image: ProgramImage) -> Dict[str, int]:
-    """Return the steps of :func:`steps_of` for each program, where all is asked for."""
-    config = everything()
-    return {program.name: steps_of(image, program, config) for program in image.programs}
+    """Return the steps of each program where all is asked for: of its two ways to read the more."""
+    ways = everything(), everything(typed=False)
+    return {program.name: max(steps_of(image, program, plan) for plan in ways) for program in image.programs}
 
 
-def steps_of(image: ProgramImage, program: Program, config: bytes) -> int:
-    """Return the steps that this kernel's verifier takes for a program with this configuration.
+def steps_of(image: ProgramImage, program: Program, plan: setup.Setup) -> int:
+    """Return the steps that this kernel's verifier takes for a program.
 
     Raises:
         LoadError: It refused the program.
     """
-    loaded = LoadedImage(image, [program.name], {}, {"config": config})
+    frozen = {"config": wire.pack(wire.CONFIG, plan.config)}
+    loaded = LoadedImage(image, [program.name], {}, frozen, plan.types)
     try:
-        code = relocate(program, loaded.maps)
-        return bpf.verifier_steps(PROGRAM_TYPES[program.type], code, image.license)
+        return bpf.verifier_steps(loaded.code(program, image.license))
     finally:
         loaded.close()
 

@@ -23,29 +23,19 @@
 /* What of an exec's record has a fixed place. */
 #define EXEC_HEAD (sizeof(struct record) + sizeof(struct context))
 
-/* Copies of structures of the kernel, or of parts of them: see READ_BLOCK. And where some were. */
-struct copies {
-    char task_ids[BLOCK_SIZE_MAX];
-    char task_links[BLOCK_SIZE_MAX];
-    char nsproxy[BLOCK_SIZE_MAX];
-    char other[BLOCK_SIZE_MAX];
-    void *volatile proxy;
-    void *volatile cgroup;
-    void *volatile node;
-};
-
 /* A record is put together here, then copied into the ring in one go. */
 struct scratch {
     struct record record;
     char data[2 * PATH_SIZE_MAX + ARGV_SIZE_MAX];
-    struct copies copies;
 };
 
-/* Where a walk along a path is: the entry, its mount, and that mount's root. */
+/* Where a walk along a path is: the entry, its mount, and that mount's root. And a copy of a part
+ * of the one or the other, see READ_BLOCK. */
 struct walk {
     u64 dentry;
     u64 mount;
     u64 root;
+    char block[BLOCK_SIZE_MAX];
 };
 
 /* An exec has more: what was captured, and five paths and the environment besides. */
@@ -60,7 +50,6 @@ struct exec_scratch {
     struct record record;
     struct context context;
     char data[STRINGS_MAX + ENV_SIZE_MAX + ARGV_SIZE_MAX];
-    struct copies copies;
     struct walk walk;
 };
 
@@ -118,88 +107,101 @@ INLINE char *behind(char *data, u64 at, u64 most)
 
 /* ---- Kernel memory -------------------------------------------------------- */
 
-/* Read a member. False where this kernel has no such member or the read failed,
- * and then the value is not to be used. */
-INLINE bool read_member(void *to, u32 size, const void *base, u32 offset)
-{
-    if (!base || offset == ABSENT)
-        return false;
-    return bpf_probe_read_kernel(to, size, (const char *)base + offset) == 0;
-}
+/* How a program reads it. */
+struct how {
+    const struct config *cfg;
+    bool nested; /* see tracer_level */
+    bool typed;  /* see TYPED */
+};
 
-/* A member that is a pointer; NULL where it can't be read. */
-INLINE void *follow(const void *base, u32 offset)
-{
-    void *pointer = NULL;
-    return read_member(&pointer, sizeof(pointer), base, offset) ? pointer : NULL;
-}
+#define HOW(nested, typed) {get_config(), nested, typed}
 
-/* A member that is a u32; 0 where it can't be read. */
-INLINE u32 number(const void *base, u32 offset)
-{
-    u32 value = 0;
-    return read_member(&value, sizeof(value), base, offset) ? value : 0;
-}
+/* Where the verifier knows what a pointer points at (PTR_TO_BTF_ID: an argument of a tracepoint, and
+ * what is read through one), a program reads by itself; else it has to call a helper, which takes ten
+ * times as long. Either way a bad pointer does no harm: 0 is read. Whether this kernel tells the
+ * types is in the configuration; volatile, so that the verifier has the constant before its eyes. */
+#define TYPED(h) ((h)->typed && ((const volatile struct config *)(h)->cfg)->typed)
 
-/* A member that is a u64; 0 where it can't be read. */
-INLINE u64 large_number(const void *base, u32 offset)
-{
-    u64 value = 0;
-    return read_member(&value, sizeof(value), base, offset) ? value : 0;
-}
+/* In one piece: LLVM must not add before it is known that there is such a member. */
+#define DIRECT(type, base, offset) ({ \
+    u64 value_; \
+    asm volatile("%0 = %1\n%0 += %2\n%0 = *(" #type " *)(%0 + 0)" \
+                 : "=&r"(value_) : "r"(base), "r"((u64)(offset))); \
+    value_; \
+})
 
-/* Members that lie near each other are read in one go, which takes hardly longer than to read
- * one of them. Which these are, and where, is in the configuration, all constants for the verifier. */
-#define READ_BLOCK(block, name, base) \
-    bpf_probe_read_kernel(block, cfg->size_##name, (const char *)(base) + cfg->first_##name)
+/* A member of a structure; 0 where this kernel has none or it can't be read. What that depends on are
+ * constants for the verifier: no branch is left, each would double what it follows through a loop. */
+#define READER(name, type) \
+    INLINE u64 name(const struct how *h, const void *base, u32 offset) \
+    { \
+        type value; \
+        if (offset == ABSENT) \
+            return 0; \
+        if (TYPED(h)) \
+            return DIRECT(type, base, offset); \
+        bpf_probe_read_kernel(&value, sizeof(value), (const char *)base + offset); \
+        return value; \
+    }
 
-/* A member of a structure of which there is a block: at `at` in it, or, where this kernel has it
- * elsewhere, at `offset` of the structure. 0 where it can't be read. */
-INLINE u64 part(const char *block, u32 at, const void *base, u32 offset, u32 bytes)
-{
-    u64 value = 0;
+READER(read_u8, u8)
+READER(read_u16, u16)
+READER(read_u32, u32)
+READER(read_u64, u64)
 
-    if (at == ABSENT)
-        return read_member(&value, bytes, base, offset) ? value : 0;
-    if (bytes == 8)
-        return *(const u64 *)(block + at);
-    return bytes == 4 ? *(const u32 *)(block + at) : *(const u16 *)(block + at);
-}
+/* By the member's name in wire.py. */
+#define U16(base, member) read_u16(h, base, h->cfg->offset_##member)
+#define U32(base, member) read_u32(h, base, h->cfg->offset_##member)
+#define U64(base, member) read_u64(h, base, h->cfg->offset_##member)
+#define POINTER(base, member) ((void *)U64(base, member))
 
-#define PART(block, base, member, bytes) part(block, cfg->at_##member, base, cfg->offset_##member, bytes)
-#define POINTER(block, base, member) ((void *)PART(block, base, member, 8))
-
-/* The same in loops: no branch, for the reason told at step. The block has it, that was seen to. */
-#define STEP(block, member) (*(void *const volatile *)((block) + cfg->at_##member))
-
-/* Whether there is such a block on this kernel. Opaque: LLVM would keep the size for the first
- * round of a loop and jump into its middle, which verifiers up to Linux 6.1 refuse ("back-edge"). */
-#define HAS_BLOCK(name) (((const struct config *)opaque((u64)cfg))->size_##name != 0)
-
-/* A task's name, padded with NULs as filters compare it. Before Linux 5.17 what is left of an
- * older, longer name stands behind it. */
-INLINE bool read_comm(const struct config *cfg, char *to, const void *task)
-{
-    if (!task || cfg->offset_task_comm == ABSENT)
-        return false;
-    __builtin_memset(to, 0, COMM_SIZE);
-    return bpf_probe_read_kernel_str(to, COMM_SIZE, (const char *)task + cfg->offset_task_comm) > 0;
-}
-
-/* The same two for loops, without a branch: each would double what the verifier follows.
- * The kernel has the member, that was seen to; what can't be read is 0. */
-INLINE void *step(const void *base, u32 offset)
-{
-    void *pointer;
-    bpf_probe_read_kernel(&pointer, sizeof(pointer), (const char *)base + offset);
-    return pointer;
-}
-
-INLINE u32 step_number(const void *base, u32 offset)
+/* The same by the helper in any case: what it reads are mere numbers for the verifier, of no type, to
+ * which others may be added that it doesn't know. The kernel has the member, that was seen to. */
+INLINE u32 fetch_u32(const void *base, u32 offset)
 {
     u32 value;
     bpf_probe_read_kernel(&value, sizeof(value), (const char *)base + offset);
     return value;
+}
+
+INLINE void *fetch_pointer(const void *base, u32 offset)
+{
+    void *value;
+    bpf_probe_read_kernel(&value, sizeof(value), (const char *)base + offset);
+    return value;
+}
+
+#define HAS(member) (h->cfg->offset_##member != ABSENT)
+#define FETCH_U32(base, member) fetch_u32(base, h->cfg->offset_##member)
+#define FETCH_POINTER(base, member) fetch_pointer(base, h->cfg->offset_##member)
+
+/* Several in one go. False where this kernel has no such member or the read failed, and then what
+ * was read is not to be used. */
+INLINE bool read_members(void *to, u32 size, const void *base, u32 offset)
+{
+    return offset != ABSENT && bpf_probe_read_kernel(to, size, (const char *)base + offset) == 0;
+}
+
+/* In walks, where no type is known, members that lie near each other are read in one go: it takes
+ * hardly longer than to read one of them. Which these are, and where, is in the configuration. */
+#define READ_BLOCK(block, name, base) \
+    bpf_probe_read_kernel(block, h->cfg->size_##name, (const char *)(base) + h->cfg->first_##name)
+
+/* A member of such a block: it has it, that was seen to. */
+#define STEP(block, member) (*(void *const volatile *)((block) + h->cfg->at_##member))
+
+/* Whether there is such a block on this kernel. Opaque: LLVM would keep the size for the first
+ * round of a loop and jump into its middle, which verifiers up to Linux 6.1 refuse ("back-edge"). */
+#define HAS_BLOCK(name) (((const struct config *)opaque((u64)h->cfg))->size_##name != 0)
+
+/* A task's name, padded with NULs as filters compare it. Before Linux 5.17 what is left of an
+ * older, longer name stands behind it. */
+INLINE bool read_comm(const struct how *h, char *to, const void *task)
+{
+    if (!task || !HAS(task_comm))
+        return false;
+    __builtin_memset(to, 0, COMM_SIZE);
+    return bpf_probe_read_kernel_str(to, COMM_SIZE, (const char *)task + h->cfg->offset_task_comm) > 0;
 }
 
 /* 1 or 0, without a branch. */
@@ -223,25 +225,30 @@ struct upid {
     void *ns; /* struct pid_namespace */
 };
 
-INLINE const void *upid_at(const struct config *cfg, const void *pid, u32 level)
+INLINE const void *upid_at(const struct how *h, const void *pid, u32 level)
 {
-    return (const char *)pid + cfg->offset_pid_numbers + sizeof(struct upid) * level;
+    return (const char *)pid + h->cfg->offset_pid_numbers + sizeof(struct upid) * level;
 }
 
-INLINE void *pid_ns_at(const struct config *cfg, const void *pid, u32 level)
+#define HAS_UPIDS (HAS(task_thread_pid) && HAS(pid_level) && HAS(pid_numbers) && HAS(upid_ns) && HAS(pid_namespace_inum))
+
+/* At what level a process is. */
+INLINE u32 level_of(const struct how *h, const void *leader)
 {
-    return follow(upid_at(cfg, pid, level), cfg->offset_upid_ns);
+    return U32(POINTER(leader, task_thread_pid), pid_level);
 }
 
 /* The level of the tracer's pid namespace, if this process is in it or below; else ABSENT.
  * It goes through `level`, which lies in the record, for the reason told at END. */
-INLINE u32 tracer_level(const struct config *cfg, volatile u32 *level, void *leader, bool nested)
+INLINE u32 tracer_level(const struct how *h, volatile u32 *level, void *leader)
 {
-    if (!nested)
+    if (!h->nested)
         return 0;
+    if (!HAS_UPIDS)
+        return ABSENT;
 
-    void *pid = follow(leader, cfg->offset_task_thread_pid);
-    u32 depth = number(pid, cfg->offset_pid_level);
+    void *pid = FETCH_POINTER(leader, task_thread_pid);
+    u32 depth = level_of(h, leader);
 
     u64 found = 0, any = 0;
 
@@ -251,8 +258,8 @@ INLINE u32 tracer_level(const struct config *cfg, volatile u32 *level, void *lea
         /* opaque: else LLVM makes one `i != end` of both ends, where the verifier of 5.10 sees none. */
         if (opaque(i) > depth)
             break;
-        void *ns = step(upid_at(cfg, pid, i), cfg->offset_upid_ns);
-        u64 mask = differs(step_number(ns, cfg->offset_pid_namespace_inum), cfg->pid_ns) - 1;
+        void *ns = FETCH_POINTER(upid_at(h, pid, i), upid_ns);
+        u64 mask = differs(FETCH_U32(ns, pid_namespace_inum), h->cfg->pid_ns) - 1;
         found |= i & mask;
         any |= mask;
     }
@@ -261,113 +268,111 @@ INLINE u32 tracer_level(const struct config *cfg, volatile u32 *level, void *lea
     return *level;
 }
 
-/* What a struct pid is called in the tracer's pid namespace; 0 where it has no id there. */
-INLINE u32 visible_number(const struct config *cfg, const void *pid, u32 level, bool nested)
+/* What a struct pid, the member of `holder` at `offset`, is called in the tracer's pid namespace; 0
+ * where it has no id there. */
+INLINE u32 visible_number(const struct how *h, const void *holder, u32 offset, u32 level)
 {
-    if (!pid || level == ABSENT || number(pid, cfg->offset_pid_level) < level)
+    if (!h->nested)
+        return U32((const void *)read_u64(h, holder, offset), pid_numbers);
+
+    if (!HAS_UPIDS || offset == ABSENT)
         return 0;
-    if (nested && number(pid_ns_at(cfg, pid, level), cfg->offset_pid_namespace_inum) != cfg->pid_ns)
+    void *pid = fetch_pointer(holder, offset);
+    if (level == ABSENT || !pid || FETCH_U32(pid, pid_level) < level)
         return 0;
-    return number(upid_at(cfg, pid, level), 0);
+    const void *upid = upid_at(h, pid, level);
+    return FETCH_U32(FETCH_POINTER(upid, upid_ns), pid_namespace_inum) == h->cfg->pid_ns ? fetch_u32(upid, 0) : 0;
 }
 
 /* The same for the process that `leader` leads. */
-INLINE u32 visible_pid(const struct config *cfg, void *leader, u32 level, bool nested)
+INLINE u32 visible_pid(const struct how *h, void *leader, u32 level)
 {
-    if (!nested)
-        return number(leader, cfg->offset_task_tgid);
-    return visible_number(cfg, follow(leader, cfg->offset_task_thread_pid), level, nested);
+    if (!h->nested)
+        return U32(leader, task_tgid);
+    return visible_number(h, leader, h->cfg->offset_task_thread_pid, level);
 }
 
 /* Times are those of the tracer's time namespace, as its own clock and /proc tell them. */
 
-INLINE u64 now(const struct config *cfg)
+INLINE u64 now(const struct how *h)
 {
-    return bpf_ktime_get_boot_ns() + cfg->boot_offset_ns;
+    return bpf_ktime_get_boot_ns() + h->cfg->boot_offset_ns;
 }
 
-INLINE bool read_start(const struct config *cfg, u64 *to, const void *leader)
+INLINE bool read_start(const struct how *h, u64 *to, const void *leader)
 {
-    if (!read_member(to, sizeof(*to), leader, cfg->offset_task_start_boottime))
-        return false;
-    *to += cfg->boot_offset_ns;
-    return true;
+    u64 start = U64(leader, task_start_boottime);
+
+    *to = start + h->cfg->boot_offset_ns;
+    return leader != NULL;
 }
 
-INLINE u64 start_ticks(const struct config *cfg, u64 start_boottime_ns)
+INLINE u64 start_ticks(const struct how *h, u64 start_boottime_ns)
 {
-    return cfg->tick_ns ? start_boottime_ns / cfg->tick_ns : 0;
+    return h->cfg->tick_ns ? start_boottime_ns / h->cfg->tick_ns : 0;
 }
 
 /* The task's cgroup in the hierarchy that the loader chose. */
-INLINE void *cgroup_of(const struct config *cfg, void *task)
+INLINE void *cgroup_of(const struct how *h, const void *task)
 {
-    void *set = follow(task, cfg->offset_task_cgroups);
+    void *set = POINTER(task, task_cgroups);
 
-    if (cfg->cgroup_index == ABSENT)
-        return follow(set, cfg->offset_css_set_dfl_cgrp);
-    void *state = follow(set, cfg->offset_css_set_subsys + 8 * cfg->cgroup_index);
-    return follow(state, cfg->offset_css_cgroup);
+    if (h->cfg->cgroup_index == ABSENT)
+        return POINTER(set, css_set_dfl_cgrp);
+    u64 state = read_u64(h, set, h->cfg->offset_css_set_subsys + 8 * h->cfg->cgroup_index);
+    return POINTER((void *)state, css_cgroup);
 }
 
 /* ---- Who: the head of a record ---------------------------------------------- */
 
-INLINE void read_parent(const struct config *cfg, struct record *r, struct copies *copies, void *task, u32 level,
-                        bool nested)
-{
-    void *parent = POINTER(copies->task_ids, task, task_real_parent);
-    char *block = copies->other;
+/* What several parts of a program need of a process, looked up once: of a pointer that is an argument's
+ * member the verifier looks for the type's name in all of the kernel's. */
+struct process {
+    void *leader;
+    void *proxy;
+    void *cgroup;
+};
 
-    READ_BLOCK(block, task_ids, parent);
-    /* What is told of a process is told of its leader; its id is that of each of its threads. */
-    void *leader = POINTER(block, parent, task_group_leader);
-    if (nested)
-        r->ppid = visible_pid(cfg, leader, level, nested);
-    else
-        r->ppid = PART(block, parent, task_tgid, 4);
+INLINE struct process process_of(const struct how *h, void *leader)
+{
+    struct process p = {leader, POINTER(leader, task_nsproxy), cgroup_of(h, leader)};
+    return p;
+}
+
+INLINE void read_parent(const struct how *h, struct record *r, void *task, u32 level)
+{
+    /* What is told of a process is told of its leader. */
+    void *leader = POINTER(POINTER(task, task_real_parent), task_group_leader);
+
+    r->ppid = visible_pid(h, leader, level);
     if (r->ppid)
         r->valid |= VALID_PPID;
-    if (read_start(cfg, &r->parent_start_boottime_ns, leader))
+    if (read_start(h, &r->parent_start_boottime_ns, leader))
         r->valid |= VALID_PARENT_START;
-    if (read_comm(cfg, r->parent_comm, leader))
+    if (read_comm(h, r->parent_comm, leader))
         r->valid |= VALID_PARENT_COMM;
 }
 
-INLINE void read_mount_ns(const struct config *cfg, struct record *r, struct copies *copies, void *task)
+INLINE void read_identity(const struct how *h, struct record *r, const struct process *p, u32 level)
 {
-    void *proxy = POINTER(copies->task_links, task, task_nsproxy);
-
-    copies->proxy = proxy;
-    READ_BLOCK(copies->nsproxy, nsproxy, proxy);
-    void *mnt = POINTER(copies->nsproxy, proxy, nsproxy_mnt_ns);
-    r->mnt_ns = number(mnt, cfg->offset_mnt_namespace_inum);
-    if (r->mnt_ns)
-        r->valid |= VALID_MNT_NS;
-}
-
-/* `leader` leads the thread group that the record is about. */
-INLINE void read_identity(const struct config *cfg, struct record *r, struct copies *copies, void *leader, u32 level,
-                          bool nested)
-{
+    void *leader = p->leader;
     u64 ids = bpf_get_current_uid_gid();
 
-    READ_BLOCK(copies->task_ids, task_ids, leader);
-    READ_BLOCK(copies->task_links, task_links, leader);
     r->cpu = bpf_get_smp_processor_id();
-    r->host_pid = PART(copies->task_ids, leader, task_tgid, 4);
-    r->pid = nested ? visible_pid(cfg, leader, level, nested) : r->host_pid;
+    r->host_pid = U32(leader, task_tgid);
+    r->pid = h->nested ? visible_pid(h, leader, level) : r->host_pid;
     r->uid = ids;
     r->gid = ids >> 32;
     bpf_get_current_comm(&r->comm, COMM_SIZE);
-    if (read_start(cfg, &r->start_boottime_ns, leader))
+    if (read_start(h, &r->start_boottime_ns, leader))
         r->valid |= VALID_START;
-    copies->cgroup = cgroup_of(cfg, leader);
-    copies->node = follow(copies->cgroup, cfg->offset_cgroup_kn);
-    r->cgroup_id = large_number(copies->node, cfg->offset_kernfs_node_id);
+    r->cgroup_id = U64(POINTER(p->cgroup, cgroup_kn), kernfs_node_id);
     if (r->cgroup_id)
         r->valid |= VALID_CGROUP;
-    read_parent(cfg, r, copies, leader, level, nested);
-    read_mount_ns(cfg, r, copies, leader);
+    r->mnt_ns = U32(POINTER(p->proxy, nsproxy_mnt_ns), mnt_namespace_inum);
+    if (r->mnt_ns)
+        r->valid |= VALID_MNT_NS;
+    read_parent(h, r, leader, level);
 }
 
 /* ---- Whether: the filter ---------------------------------------------------- */
@@ -398,12 +403,12 @@ INLINE u32 parts_of_comm(const struct record *r)
     return parts_of_key(&key);
 }
 
-INLINE u32 parts_of_tree(const struct config *cfg, u32 pid, u64 start_boottime_ns)
+INLINE u32 parts_of_tree(const struct how *h, u32 pid, u64 start_boottime_ns)
 {
     struct tree_value *member = tree.lookup(&pid);
 
     /* Another start time: the pid is used again, and its first owner's exit was not seen. */
-    if (!member || member->start_ticks != start_ticks(cfg, start_boottime_ns))
+    if (!member || member->start_ticks != start_ticks(h, start_boottime_ns))
         return 0;
     return member->parts;
 }
@@ -434,10 +439,10 @@ INLINE void note(struct hits *hits, u32 field, u32 parts)
 
 /* Whether the record passes. A filter holds if each field that it names does; an
  * exclusion that Python has to finish is noted in the record. */
-INLINE bool passes(const struct config *cfg, struct record *r)
+INLINE bool passes(const struct how *h, struct record *r)
 {
     struct hits hits = {};
-    u32 asked = cfg->include | cfg->exclude;
+    u32 asked = h->cfg->include | h->cfg->exclude;
 
     if (asked & FILTER_UID)
         note(&hits, FILTER_UID, parts_of(FILTER_UID, r->uid));
@@ -452,14 +457,14 @@ INLINE bool passes(const struct config *cfg, struct record *r)
     if (asked & FILTER_MNT_NS && r->valid & VALID_MNT_NS)
         note(&hits, FILTER_MNT_NS, parts_of(FILTER_MNT_NS, r->mnt_ns));
     if (asked & FILTER_TREE)
-        note(&hits, FILTER_TREE, parts_of_tree(cfg, r->pid, r->start_boottime_ns));
+        note(&hits, FILTER_TREE, parts_of_tree(h, r->pid, r->start_boottime_ns));
     if (asked & FILTER_CONTAINER && r->valid & VALID_CGROUP)
         note(&hits, FILTER_CONTAINER, parts_of_container(r));
 
-    if ((hits.include & cfg->include) != cfg->include)
+    if ((hits.include & h->cfg->include) != h->cfg->include)
         return false;
-    if ((hits.exclude & cfg->exclude) == cfg->exclude) {
-        if (cfg->exclude_final && !(r->flags & FLAG_UNDECIDED))
+    if ((hits.exclude & h->cfg->exclude) == h->cfg->exclude) {
+        if (h->cfg->exclude_final && !(r->flags & FLAG_UNDECIDED))
             return false;
         r->flags |= FLAG_EXCLUDED;
     }
@@ -467,11 +472,11 @@ INLINE bool passes(const struct config *cfg, struct record *r)
 }
 
 /* Whether the record is wanted: by the filter, or, marked, for the table of processes. */
-INLINE bool wanted(const struct config *cfg, struct record *r)
+INLINE bool wanted(const struct how *h, struct record *r)
 {
     if (!r->pid)
         return false;
-    if (passes(cfg, r))
+    if (passes(h, r))
         return true;
     r->flags |= FLAG_UNWANTED;
     return get_switches().track;
@@ -509,15 +514,12 @@ INLINE void append_interp(struct exec_scratch *s, const char *interp)
 }
 
 /* What the kernel has noted of the exec. */
-INLINE void append_filenames(const struct config *cfg, struct exec_scratch *s, void *bprm)
+INLINE void append_filenames(const struct how *h, struct exec_scratch *s, void *bprm)
 {
-    char *block = s->copies.other;
+    const char *filename = POINTER(bprm, bprm_filename);
+    const char *interp = POINTER(bprm, bprm_interp);
 
-    READ_BLOCK(block, bprm, bprm);
-    const char *filename = POINTER(block, bprm, bprm_filename);
-    const char *interp = POINTER(block, bprm, bprm_interp);
-
-    s->record.argc = PART(block, bprm, bprm_argc, 4);
+    s->record.argc = U32(bprm, bprm_argc);
     append_filename(s, filename);
     if (interp == filename)
         s->record.valid |= VALID_INTERP;
@@ -546,17 +548,18 @@ INLINE bool append_name(char *path, volatile u32 *used, const char *name)
  * False where the path is too long or deep, or ends elsewhere (in another namespace, at
  * a mount that was taken away), and then it is not known. The walk goes through memory
  * for the same reason as END. */
-INLINE bool append_path(const struct config *cfg, struct exec_scratch *s, char *path, volatile u32 *used, void *mnt,
-                        void *dentry)
+INLINE bool append_path(const struct how *h, struct exec_scratch *s, char *path, volatile u32 *used,
+                        const struct process *p, void *mnt, void *dentry)
 {
-    void *ns = POINTER(s->copies.nsproxy, s->copies.proxy, nsproxy_mnt_ns);
+    u64 ns = U64(p->proxy, nsproxy_mnt_ns);
     volatile struct walk *w = &s->walk;
-    char *block = s->copies.other;
+    char *block = s->walk.block;
 
     w->dentry = (u64)dentry;
-    w->mount = (u64)mnt - cfg->offset_mount_mnt;
-    w->root = (u64)step(mnt, cfg->offset_vfsmount_mnt_root);
-    if (!mnt || !w->root || !HAS_BLOCK(dentry) || !HAS_BLOCK(mount))
+    w->mount = (u64)mnt;
+    w->mount -= h->cfg->offset_mount_mnt;
+    w->root = U64(mnt, vfsmount_mnt_root);
+    if (!mnt || !w->root || !HAS(mount_mnt) || !HAS(mount_mnt_ns) || !HAS_BLOCK(dentry) || !HAS_BLOCK(mount))
         return false;
     for (u32 i = 0; i < PATH_DEPTH_MAX; i++) {
         void *here = (void *)w->dentry;
@@ -573,35 +576,32 @@ INLINE bool append_path(const struct config *cfg, struct exec_scratch *s, char *
         READ_BLOCK(block, mount, mount);
         char *below = STEP(block, mount_mnt_parent);
         if (below == mount)
-            return step(mount, cfg->offset_mount_mnt_ns) == ns;
+            return (u64)FETCH_POINTER(mount, mount_mnt_ns) == ns;
         w->dentry = (u64)STEP(block, mount_mnt_mountpoint);
-        w->root = (u64)step(below, cfg->offset_mount_mnt + cfg->offset_vfsmount_mnt_root);
+        w->root = (u64)fetch_pointer(below, h->cfg->offset_mount_mnt + h->cfg->offset_vfsmount_mnt_root);
         w->mount = (u64)below;
     }
     return false;
 }
 
-INLINE void append_exe(const struct config *cfg, struct exec_scratch *s, void *mnt, void *dentry)
+INLINE void append_exe(const struct how *h, struct exec_scratch *s, const struct process *p, void *mnt,
+                       void *dentry)
 {
     struct record *r = &s->record;
-    char *block = s->copies.other;
     u64 at = END(r);
     bool known;
 
     if (at > NAMES_MAX)
         return;
     char *path = behind(s->data, at, EXEC_NAMES_MOST);
-    READ_BLOCK(block, dentry, dentry);
-    if (PART(block, dentry, dentry_hashed, 8) == 0)
+    if (U64(dentry, dentry_hashed) == 0)
         s->context.bits |= CONTEXT_UNHASHED;
     /* A file that is in no directory has but the name that it was made with (memfd_create). */
-    if (dentry && dentry == POINTER(block, dentry, dentry_d_parent) &&
-        dentry != follow(mnt, cfg->offset_vfsmount_mnt_root)) {
+    if (dentry && dentry == POINTER(dentry, dentry_d_parent) && dentry != POINTER(mnt, vfsmount_mnt_root)) {
         s->context.bits |= CONTEXT_DETACHED;
-        const char *name = POINTER(block, dentry, dentry_name);
-        known = append_name(path, &r->exe_size, name);
+        known = append_name(path, &r->exe_size, POINTER(dentry, dentry_name));
     } else {
-        known = append_path(cfg, s, path, &r->exe_size, mnt, dentry);
+        known = append_path(h, s, path, &r->exe_size, p, mnt, dentry);
     }
     if (known && r->exe_size <= PATH_ROOM)
         r->valid |= VALID_EXE_PATH;
@@ -610,20 +610,18 @@ INLINE void append_exe(const struct config *cfg, struct exec_scratch *s, void *m
     END(r) = at + r->exe_size;
 }
 
-INLINE void append_cwd(const struct config *cfg, struct exec_scratch *s, void *task)
+INLINE void append_cwd(const struct how *h, struct exec_scratch *s, const struct process *p)
 {
-    void *fs = POINTER(s->copies.task_links, task, task_fs);
+    void *fs = POINTER(p->leader, task_fs);
     struct record *r = &s->record;
-    char *block = s->copies.other;
     u64 at = END(r);
 
     if (at > NAMES_MAX + PATH_ROOM)
         return;
     char *path = behind(s->data, at, EXEC_NAMES_MOST);
-    READ_BLOCK(block, fs, fs);
-    void *mnt = POINTER(block, fs, fs_pwd_mnt);
-    void *dentry = POINTER(block, fs, fs_pwd_dentry);
-    if (append_path(cfg, s, path, &r->cwd_size, mnt, dentry) && r->cwd_size <= PATH_ROOM)
+    void *mnt = POINTER(fs, fs_pwd_mnt);
+    void *dentry = POINTER(fs, fs_pwd_dentry);
+    if (append_path(h, s, path, &r->cwd_size, p, mnt, dentry) && r->cwd_size <= PATH_ROOM)
         r->valid |= VALID_CWD;
     else
         r->cwd_size = 0;
@@ -633,31 +631,29 @@ INLINE void append_cwd(const struct config *cfg, struct exec_scratch *s, void *t
 /* The path of the task's cgroup, up to the root of its hierarchy. Of a
  * very deep one the upper part: whoever may make cgroups in a container must not be able
  * to hide it by making many. */
-INLINE void append_cgroup(const struct config *cfg, struct record *r, struct copies *copies, char *path)
+INLINE void append_cgroup(const struct how *h, struct record *r, const struct process *p, char *path)
 {
-    void *node = copies->node;
+    void *node = POINTER(p->cgroup, cgroup_kn);
     volatile u32 *depth = &r->cgroup_size;
-    char *block = copies->other;
 
-    if (!node || !HAS_BLOCK(kernfs_node))
+    if (!node || !HAS(kernfs_node_parent) || !HAS(kernfs_node_name))
         return;
-    *depth = number(copies->cgroup, cfg->offset_cgroup_level);
+    *depth = U32(p->cgroup, cgroup_level);
     if (*depth >= CGROUP_DEPTH_MAX)
         r->flags |= FLAG_CGROUP_CUT;
     for (u32 i = 0; i < CGROUP_SKIP_MAX && *depth >= CGROUP_DEPTH_MAX; i++) {
-        node = step(node, cfg->offset_kernfs_node_parent);
+        node = POINTER(node, kernfs_node_parent);
         *depth -= 1;
     }
     r->cgroup_size = 0;
     for (u32 i = 0; i < CGROUP_DEPTH_MAX; i++) {
-        READ_BLOCK(block, kernfs_node, node);
-        void *parent = STEP(block, kernfs_node_parent);
+        void *parent = POINTER(node, kernfs_node_parent);
         if (!parent) {
             if (r->cgroup_size <= PATH_ROOM)
                 r->valid |= VALID_CGROUP_PATH;
             break;
         }
-        if (!append_name(path, &r->cgroup_size, STEP(block, kernfs_node_name)))
+        if (!append_name(path, &r->cgroup_size, POINTER(node, kernfs_node_name)))
             break;
         node = parent;
     }
@@ -671,13 +667,15 @@ INLINE void append_cgroup(const struct config *cfg, struct record *r, struct cop
  * what comes in from outside has another number and a parent that is not in it. So: up
  * through the parents, as far as the initial pid namespace, and look at each step out.
  * (Who makes a namespace with unshare(2) stays outside: its second child looks put in.) */
-INLINE void read_injected(const struct config *cfg, struct record *r, void *leader)
+INLINE void read_injected(const struct how *h, struct record *r, void *leader, u32 level)
 {
-    void *task = leader;
-    void *pid = follow(task, cfg->offset_task_thread_pid);
-    u32 level = number(pid, cfg->offset_pid_level);
     u64 left = 0; /* whether a pid namespace was left by its own first process */
     u64 entered = 0;
+
+    if (!level || !HAS_UPIDS || !HAS(task_real_parent) || !HAS(task_group_leader))
+        return;
+    void *task = leader;
+    void *pid = FETCH_POINTER(task, task_thread_pid);
 
     for (u32 i = 0; i < ANCESTORS_MAX; i++) {
         if (!level) {
@@ -685,14 +683,14 @@ INLINE void read_injected(const struct config *cfg, struct record *r, void *lead
                 r->flags |= entered ? FLAG_INJECTED : FLAG_OWN;
             return;
         }
-        void *ns = step(upid_at(cfg, pid, level), cfg->offset_upid_ns);
+        void *ns = FETCH_POINTER(upid_at(h, pid, level), upid_ns);
         /* The leader: a thread has a number of its own. */
-        void *parent = step(step(task, cfg->offset_task_real_parent), cfg->offset_task_group_leader);
-        void *parent_pid = step(parent, cfg->offset_task_thread_pid);
-        u32 parent_level = step_number(parent_pid, cfg->offset_pid_level);
-        void *parent_ns = step(upid_at(cfg, parent_pid, parent_level), cfg->offset_upid_ns);
+        void *parent = FETCH_POINTER(FETCH_POINTER(task, task_real_parent), task_group_leader);
+        void *parent_pid = FETCH_POINTER(parent, task_thread_pid);
+        u32 parent_level = FETCH_U32(parent_pid, pid_level);
+        void *parent_ns = FETCH_POINTER(upid_at(h, parent_pid, parent_level), upid_ns);
         u64 out = differs((u64)ns, (u64)parent_ns);
-        u64 other = differs(step_number(upid_at(cfg, pid, level), 0), 1);
+        u64 other = differs(fetch_u32(upid_at(h, pid, level), 0), 1);
         left |= out & ~other;
         entered |= out & other;
         task = parent;
@@ -704,19 +702,14 @@ INLINE void read_injected(const struct config *cfg, struct record *r, void *lead
 /* Where the arguments of the program are, and how many bytes of them to take. The
  * kernel has just written these pages of the new program's stack, and nobody has
  * run there since: what is read is what the program gets. */
-INLINE u64 argv_of(const struct config *cfg, struct record *r, struct copies *copies, void *task,
-                   const char **start)
+INLINE u64 argv_of(const struct how *h, struct record *r, void *mm, const char **start)
 {
-    void *mm = follow(task, cfg->offset_task_mm);
-    char *block = copies->other;
-
-    READ_BLOCK(block, mm, mm);
-    *start = POINTER(block, mm, mm_arg_start);
-    u64 size = PART(block, mm, mm_arg_end, 8) - (u64)*start;
-    if (size <= cfg->argv_size)
+    *start = POINTER(mm, mm_arg_start);
+    u64 size = U64(mm, mm_arg_end) - (u64)*start;
+    if (size <= h->cfg->argv_size)
         return size;
     r->flags |= FLAG_ARGV_TRUNCATED;
-    return cfg->argv_size;
+    return h->cfg->argv_size;
 }
 
 INLINE void argv_unreadable(struct record *r)
@@ -741,16 +734,15 @@ INLINE void append_argv(struct exec_scratch *s, const char *start, u64 size)
 }
 
 /* The environment, written by the kernel as the arguments are. */
-INLINE void append_env(const struct config *cfg, struct exec_scratch *s, void *task)
+INLINE void append_env(const struct how *h, struct exec_scratch *s, void *mm)
 {
-    void *mm = follow(task, cfg->offset_task_mm);
-    const char *start = follow(mm, cfg->offset_mm_env_start);
-    const char *end = follow(mm, cfg->offset_mm_env_end);
+    const char *start = POINTER(mm, mm_env_start);
+    const char *end = POINTER(mm, mm_env_end);
     struct record *r = &s->record;
     u64 size = end - start, at = END(r);
 
-    if (size > cfg->env_size) {
-        size = cfg->env_size;
+    if (size > h->cfg->env_size) {
+        size = h->cfg->env_size;
         r->flags |= FLAG_ENV_TRUNCATED;
     }
     size = opaque(size);
@@ -768,78 +760,69 @@ INLINE void append_env(const struct config *cfg, struct exec_scratch *s, void *t
 /* The kernel notes in the linux_binprm what a program gains: its personality loses
  * some flags (per_clear) where a set-ID bit or capabilities of the file took effect
  * (bprm_fill_uid, cap_bprm_creds_from_file), and secureexec becomes AT_SECURE. */
-INLINE u32 gains(const struct config *cfg, const void *bprm)
+INLINE u32 gains(const struct how *h, const void *bprm)
 {
     u32 bits = 0;
-    u8 byte = 0;
+    u32 secure = h->cfg->bit_bprm_secureexec;
 
-    if (number(bprm, cfg->offset_bprm_per_clear))
+    if (U32(bprm, bprm_per_clear))
         bits |= CONTEXT_GAINED;
-    if (cfg->bit_bprm_secureexec != ABSENT &&
-        read_member(&byte, 1, bprm, cfg->bit_bprm_secureexec / 8)) {
+    if (secure != ABSENT) {
         bits |= CONTEXT_SECURE_KNOWN;
-        if (byte >> (cfg->bit_bprm_secureexec & 7) & 1)
+        if (read_u8(h, bprm, secure / 8) >> (secure & 7) & 1)
             bits |= CONTEXT_SECURE;
     }
     return bits;
 }
 
-INLINE void read_creds(const struct config *cfg, struct exec_scratch *s, void *task)
+INLINE void read_creds(const struct how *h, struct exec_scratch *s, void *task, void *cred)
 {
-    void *cred = POINTER(s->copies.task_links, task, task_cred);
     struct context *c = &s->context;
 
-    if (read_member(&c->uid, 32, cred, cfg->offset_cred_uid) &&
-        read_member(&c->cap_inheritable, 40, cred, cfg->offset_cred_caps))
+    if (read_members(&c->uid, 32, cred, h->cfg->offset_cred_uid) &&
+        read_members(&c->cap_inheritable, 40, cred, h->cfg->offset_cred_caps))
         s->record.valid |= VALID_CREDS;
-    if (!read_member(&c->loginuid, 8, task, cfg->offset_task_loginuid)) {
-        c->loginuid = ABSENT;
-        c->sessionid = ABSENT;
-    }
-    if (number(follow(cred, cfg->offset_cred_user_ns), cfg->offset_user_namespace_level))
+    c->loginuid = HAS(task_loginuid) ? U32(task, task_loginuid) : ABSENT;
+    c->sessionid = HAS(task_loginuid) ? read_u32(h, task, h->cfg->offset_task_loginuid + 4) : ABSENT;
+    if (U32(POINTER(cred, cred_user_ns), user_namespace_level))
         c->bits |= CONTEXT_USER_NS;
 }
 
-INLINE void read_session(const struct config *cfg, struct exec_scratch *s, void *task, u32 level, bool nested)
+INLINE void read_session(const struct how *h, struct exec_scratch *s, void *task, u32 level)
 {
-    void *signal = POINTER(s->copies.task_links, task, task_signal);
-    void *tty = follow(signal, cfg->offset_signal_tty);
-    void *driver = follow(tty, cfg->offset_tty_driver);
+    void *signal = POINTER(task, task_signal);
+    void *tty = POINTER(signal, signal_tty);
+    void *driver = POINTER(tty, tty_driver);
     struct context *c = &s->context;
 
-    if (!signal || cfg->offset_signal_sid == ABSENT)
+    if (!signal || !HAS(signal_sid))
         return;
-    c->sid = visible_number(cfg, follow(signal, cfg->offset_signal_sid), level, nested);
-    c->pgid = visible_number(cfg, follow(signal, cfg->offset_signal_pgid), level, nested);
+    c->sid = visible_number(h, signal, h->cfg->offset_signal_sid, level);
+    c->pgid = visible_number(h, signal, h->cfg->offset_signal_pgid, level);
     s->record.valid |= VALID_SESSION;
     if (driver) {
-        c->tty_major = number(driver, cfg->offset_tty_driver_major);
-        c->tty_minor = number(driver, cfg->offset_tty_driver_minor_start) + number(tty, cfg->offset_tty_index);
+        c->tty_major = U32(driver, tty_driver_major);
+        c->tty_minor = U32(driver, tty_driver_minor_start) + U32(tty, tty_index);
     }
 }
 
-/* The number of the namespace that this member of an nsproxy points at. */
-#define NS_NUMBER(member, inum) number(POINTER(block, proxy, nsproxy_##member), inum)
-
-INLINE void read_namespaces(const struct config *cfg, struct exec_scratch *s, void *task)
+INLINE void read_namespaces(const struct how *h, struct exec_scratch *s, const struct process *p, u32 level,
+                            void *cred)
 {
-    void *cred = POINTER(s->copies.task_links, task, task_cred);
-    void *pid = POINTER(s->copies.task_ids, task, task_thread_pid);
-    u32 level = number(pid, cfg->offset_pid_level);
-    const char *block = s->copies.nsproxy;
-    void *proxy = s->copies.proxy;
+    void *proxy = p->proxy;
     struct context *c = &s->context;
-    struct upid upid = {};
 
-    bpf_probe_read_kernel(&upid, sizeof(upid), upid_at(cfg, pid, level));
-    c->vpid = upid.nr;
-    c->pid_ns = number(upid.ns, cfg->offset_pid_namespace_inum);
-    c->net_ns = NS_NUMBER(net_ns, cfg->offset_net_inum);
-    c->uts_ns = NS_NUMBER(uts_ns, cfg->offset_uts_namespace_inum);
-    c->ipc_ns = NS_NUMBER(ipc_ns, cfg->offset_ipc_namespace_inum);
-    c->cgroup_ns = NS_NUMBER(cgroup_ns, cfg->offset_cgroup_namespace_inum);
-    c->time_ns = NS_NUMBER(time_ns, cfg->offset_time_namespace_inum);
-    c->user_ns = number(follow(cred, cfg->offset_cred_user_ns), cfg->offset_user_namespace_inum);
+    if (HAS_UPIDS) {
+        const void *upid = upid_at(h, FETCH_POINTER(p->leader, task_thread_pid), level);
+        c->vpid = fetch_u32(upid, 0);
+        c->pid_ns = FETCH_U32(FETCH_POINTER(upid, upid_ns), pid_namespace_inum);
+    }
+    c->net_ns = U32(POINTER(proxy, nsproxy_net_ns), net_inum);
+    c->uts_ns = U32(POINTER(proxy, nsproxy_uts_ns), uts_namespace_inum);
+    c->ipc_ns = U32(POINTER(proxy, nsproxy_ipc_ns), ipc_namespace_inum);
+    c->cgroup_ns = U32(POINTER(proxy, nsproxy_cgroup_ns), cgroup_namespace_inum);
+    c->time_ns = U32(POINTER(proxy, nsproxy_time_ns), time_namespace_inum);
+    c->user_ns = U32(POINTER(cred, cred_user_ns), user_namespace_inum);
     s->record.valid |= VALID_NAMESPACES;
 }
 
@@ -850,85 +833,84 @@ INLINE void read_namespaces(const struct config *cfg, struct exec_scratch *s, vo
 #define S_ISGID 02000
 #define MNT_NOSUID 1
 
-INLINE void read_file(const struct config *cfg, struct exec_scratch *s, void *mnt, void *inode)
+INLINE void read_file(const struct how *h, struct exec_scratch *s, void *mnt, void *inode)
 {
     struct context *c = &s->context;
-    char *block = s->copies.other;
 
-    if (!inode || READ_BLOCK(block, inode, inode))
+    if (!inode)
         return;
-    c->mode = PART(block, inode, inode_mode, 2);
+    c->mode = U16(inode, inode_mode);
     /* With the next three it tells which of the set-ID bits took effect. */
     if (c->mode & (S_ISUID | S_ISGID)) {
-        c->owner = PART(block, inode, inode_uid, 4);
-        c->group = PART(block, inode, inode_gid, 4);
-        if (number(mnt, cfg->offset_vfsmount_mnt_flags) & MNT_NOSUID)
+        c->owner = U32(inode, inode_uid);
+        c->group = U32(inode, inode_gid);
+        if (U32(mnt, vfsmount_mnt_flags) & MNT_NOSUID)
             c->bits |= CONTEXT_NOSUID;
     }
-    if (!(cfg->capture & CAPTURE_EXE) || cfg->offset_inode_ino == ABSENT)
+    if (!(h->cfg->capture & CAPTURE_EXE) || !HAS(inode_ino))
         return;
     s->record.valid |= VALID_EXE;
-    c->inode = PART(block, inode, inode_ino, 8);
-    c->file_size = PART(block, inode, inode_size, 8);
-    if (cfg->offset_inode_ctime_s != ABSENT)
+    c->inode = U64(inode, inode_ino);
+    c->file_size = U64(inode, inode_size);
+    if (HAS(inode_ctime_s))
         s->record.valid |= VALID_EXE_CTIME;
-    c->ctime_s = PART(block, inode, inode_ctime_s, 8);
-    c->ctime_ns = PART(block, inode, inode_ctime_ns, 4) & NANOSECONDS;
-    void *sb = POINTER(block, inode, inode_sb);
-    c->device = number(sb, cfg->offset_super_block_dev);
+    c->ctime_s = U64(inode, inode_ctime_s);
+    c->ctime_ns = U32(inode, inode_ctime_ns) & NANOSECONDS;
+    c->device = U32(POINTER(inode, inode_sb), super_block_dev);
 }
 
-INLINE void capture_file(const struct config *cfg, struct exec_scratch *s, void *task)
+INLINE void capture_file(const struct how *h, struct exec_scratch *s, const struct process *p, void *mm)
 {
-    void *file = follow(follow(task, cfg->offset_task_mm), cfg->offset_mm_exe_file);
-    char *block = s->copies.other;
+    void *file = POINTER(mm, mm_exe_file);
+    void *mnt = POINTER(file, file_mnt);
 
     if (!file)
         return;
-    READ_BLOCK(block, file, file);
-    void *mnt = POINTER(block, file, file_mnt);
-    void *dentry = POINTER(block, file, file_dentry);
-    void *inode = POINTER(block, file, file_inode);
-    read_file(cfg, s, mnt, inode);
-    if (cfg->capture & CAPTURE_EXE)
-        append_exe(cfg, s, mnt, dentry);
+    read_file(h, s, mnt, POINTER(file, file_inode));
+    if (h->cfg->capture & CAPTURE_EXE)
+        append_exe(h, s, p, mnt, POINTER(file, file_dentry));
 }
 
 /* All that was asked for, behind the names. */
-INLINE void capture(const struct config *cfg, struct exec_scratch *s, void *task, u32 level, bool nested)
+INLINE void capture(const struct how *h, struct exec_scratch *s, const struct process *p, void *mm, u32 level)
 {
-    u32 asked = cfg->capture;
+    u32 asked = h->cfg->capture, own_level = 0;
+    void *cred = NULL;
 
+    if (asked & (CAPTURE_CREDS | CAPTURE_NAMESPACES))
+        cred = POINTER(p->leader, task_cred);
+    if (asked & (CAPTURE_NAMESPACES | CAPTURE_CONTAINER))
+        own_level = level_of(h, p->leader);
     if (asked & (CAPTURE_CREDS | CAPTURE_EXE))
-        capture_file(cfg, s, task);
+        capture_file(h, s, p, mm);
     if (asked & CAPTURE_CREDS)
-        read_creds(cfg, s, task);
+        read_creds(h, s, p->leader, cred);
     if (asked & CAPTURE_SESSION)
-        read_session(cfg, s, task, level, nested);
+        read_session(h, s, p->leader, level);
     if (asked & CAPTURE_NAMESPACES)
-        read_namespaces(cfg, s, task);
+        read_namespaces(h, s, p, own_level, cred);
     if (asked & CAPTURE_CWD)
-        append_cwd(cfg, s, task);
+        append_cwd(h, s, p);
     if (asked & CAPTURE_CONTAINER) {
         u64 at = END(&s->record);
         if (at > NAMES_MAX + 2 * PATH_ROOM)
             return;
-        append_cgroup(cfg, &s->record, &s->copies, behind(s->data, at, EXEC_NAMES_MOST));
-        read_injected(cfg, &s->record, task);
+        append_cgroup(h, &s->record, p, behind(s->data, at, EXEC_NAMES_MOST));
+        read_injected(h, &s->record, p->leader, own_level);
     }
-    if (cfg->env_size && !(s->record.flags & FLAG_UNWANTED))
-        append_env(cfg, s, task);
+    if (h->cfg->env_size && !(s->record.flags & FLAG_UNWANTED))
+        append_env(h, s, mm);
 }
 
 /* What the other kinds of event have of it. */
-INLINE void capture_container(const struct config *cfg, struct scratch *s, void *leader)
+INLINE void capture_container(const struct how *h, struct scratch *s, const struct process *p)
 {
     u64 at = END(&s->record);
 
-    if (!(cfg->capture & CAPTURE_CONTAINER) || at > PATH_SIZE_MAX)
+    if (!(h->cfg->capture & CAPTURE_CONTAINER) || at > PATH_SIZE_MAX)
         return;
-    append_cgroup(cfg, &s->record, &s->copies, behind(s->data, at, NAMES_MOST));
-    read_injected(cfg, &s->record, leader);
+    append_cgroup(h, &s->record, p, behind(s->data, at, NAMES_MOST));
+    read_injected(h, &s->record, p->leader, level_of(h, p->leader));
 }
 
 /* ---- Out: into the buffer ------------------------------------------------------- */
@@ -949,13 +931,13 @@ INLINE bool has_room(struct record *r, u32 room)
 
 /* Whether an exec has to be left out: what only the table of processes wants must not cost
  * one that was asked for. */
-INLINE bool crowded(const struct config *cfg, struct record *r)
+INLINE bool crowded(const struct how *h, struct record *r)
 {
-    return r->flags & FLAG_UNWANTED && !cfg->perf && !has_room(r, cfg->room_process);
+    return r->flags & FLAG_UNWANTED && !h->cfg->perf && !has_room(r, h->cfg->room_process);
 }
 
 /* Hand over a record: a head of `head` bytes and the data; `max` is the most that it can be. */
-INLINE void emit(void *ctx, const struct config *cfg, struct counters *count, struct record *r, u32 head, u32 max)
+INLINE void emit(void *ctx, const struct how *h, struct counters *count, struct record *r, u32 head, u32 max)
 {
     u64 size = opaque((u64)END(r) + head);
     long lost;
@@ -968,8 +950,8 @@ INLINE void emit(void *ctx, const struct config *cfg, struct counters *count, st
     }
     r->size = size;
     r->lost = count->lost;
-    r->boottime_ns = now(cfg);
-    if (cfg->perf)
+    r->boottime_ns = now(h);
+    if (h->cfg->perf)
         lost = perf_events.perf_submit(ctx, r, size);
     else
         /* Wakes the reader only if it had read all there was (BPF_RB_NO_WAKEUP is not
@@ -981,7 +963,7 @@ INLINE void emit(void *ctx, const struct config *cfg, struct counters *count, st
 
 /* More arguments than a scratch buffer holds: straight into the ring, where room
  * can only be had in sizes that the verifier knows. */
-INLINE void emit_in_room(const struct config *cfg, struct counters *count, struct exec_scratch *s,
+INLINE void emit_in_room(const struct how *h, struct counters *count, struct exec_scratch *s,
                          const char *start, u64 size, u64 room_size)
 {
     struct record *r = &s->record;
@@ -1009,7 +991,7 @@ INLINE void emit_in_room(const struct config *cfg, struct counters *count, struc
         argv_unreadable(r);
         r->size = at;
     }
-    r->boottime_ns = now(cfg);
+    r->boottime_ns = now(h);
     at = opaque(at);
     if (at <= EXEC_HEAD + STRINGS_MAX + ENV_SIZE_MAX)
         bpf_probe_read_kernel(room, at, s);
@@ -1020,35 +1002,35 @@ INLINE void emit_in_room(const struct config *cfg, struct counters *count, struc
 #define ROOM(kib) (((kib) << 10) - 4096)
 #define FITS(size, kib) ((size) <= ROOM(kib) - LARGE_HEAD_MAX)
 
-INLINE void emit_large(const struct config *cfg, struct counters *count, struct exec_scratch *s,
+INLINE void emit_large(const struct how *h, struct counters *count, struct exec_scratch *s,
                        const char *start, u64 size)
 {
     if (FITS(size, 64))
-        emit_in_room(cfg, count, s, start, size, ROOM(64));
+        emit_in_room(h, count, s, start, size, ROOM(64));
     else if (FITS(size, 128))
-        emit_in_room(cfg, count, s, start, size, ROOM(128));
+        emit_in_room(h, count, s, start, size, ROOM(128));
     else if (FITS(size, 256))
-        emit_in_room(cfg, count, s, start, size, ROOM(256));
+        emit_in_room(h, count, s, start, size, ROOM(256));
     else if (FITS(size, 512))
-        emit_in_room(cfg, count, s, start, size, ROOM(512));
+        emit_in_room(h, count, s, start, size, ROOM(512));
     else if (FITS(size, 1024))
-        emit_in_room(cfg, count, s, start, size, ROOM(1024));
+        emit_in_room(h, count, s, start, size, ROOM(1024));
     else
-        emit_in_room(cfg, count, s, start, size, (2 << 20) + LARGE_HEAD_MAX);
+        emit_in_room(h, count, s, start, size, (2 << 20) + LARGE_HEAD_MAX);
 }
 
 /* ---- What happened ---------------------------------------------------------------- */
 
 /* The buffers of one kind of event, looked up together. */
 struct kind {
-    const struct config *cfg;
+    const struct how *h;
     struct counters *count;
     struct scratch *s;
 };
 
-INLINE bool begin(struct kind *k, u32 kind)
+INLINE bool begin(struct kind *k, const struct how *h, u32 kind)
 {
-    k->cfg = get_config();
+    k->h = h;
     k->count = counters.lookup(&kind);
     k->s = scratch.lookup(&kind);
     if (!k->count || !k->s)
@@ -1060,16 +1042,16 @@ INLINE bool begin(struct kind *k, u32 kind)
 
 /* The same for execs. */
 struct exec {
-    const struct config *cfg;
+    const struct how *h;
     struct counters *count;
     struct exec_scratch *s;
 };
 
-INLINE bool begin_exec(struct exec *e)
+INLINE bool begin_exec(struct exec *e, const struct how *h)
 {
     u32 kind = KIND_EXEC, cpu = bpf_get_smp_processor_id();
 
-    e->cfg = get_config();
+    e->h = h;
     e->count = counters.lookup(&kind);
     e->s = exec_scratch.lookup(&cpu);
     if (!e->count || !e->s)
@@ -1080,29 +1062,29 @@ INLINE bool begin_exec(struct exec *e)
 }
 
 /* For the exit record that will want it. */
-INLINE void note_exec_time(const struct config *cfg, struct record *r)
+INLINE void note_exec_time(const struct how *h, struct record *r)
 {
-    u64 time = now(cfg);
+    u64 time = now(h);
 
-    if (cfg->exits)
+    if (h->cfg->exits)
         exec_times.update(&r->host_pid, &time);
 }
 
 /* The last of an exec: its arguments, behind the names, and out. */
-INLINE void emit_with_argv(void *ctx, struct exec *e, void *task)
+INLINE void emit_with_argv(void *ctx, struct exec *e, void *mm)
 {
     struct record *r = &e->s->record;
     const char *start;
-    u64 size = argv_of(e->cfg, r, &e->s->copies, task, &start);
+    u64 size = argv_of(e->h, r, mm, &start);
 
 #if !defined(LARGE) || LARGE
     if (size > ARGV_SIZE_MAX)
-        emit_large(e->cfg, e->count, e->s, start, size);
+        emit_large(e->h, e->count, e->s, start, size);
     else
 #endif
     {
         append_argv(e->s, start, size);
-        emit(ctx, e->cfg, e->count, r, EXEC_HEAD, sizeof(*e->s));
+        emit(ctx, e->h, e->count, r, EXEC_HEAD, sizeof(*e->s));
     }
     if (r->flags & FLAG_UNWANTED)
         return;
@@ -1121,33 +1103,35 @@ INLINE int on_exec(struct bpf_raw_tracepoint_args *ctx, bool nested)
     void *task = (void *)ctx->args[0];
     u32 old_pid = ctx->args[1];
     void *bprm = (void *)ctx->args[2];
+    const struct how how = HOW(nested, true), *h = &how;
     struct exec e;
 
     /* It never is; but the verifier would follow all that comes with one and without. */
-    if (!task || !begin_exec(&e))
+    if (!task || !begin_exec(&e, h))
         return 0;
-    const struct config *cfg = e.cfg;
     struct record *r = &e.s->record;
-    u32 level = tracer_level(cfg, &r->level, task, nested);
+    u32 level = tracer_level(h, &r->level, task);
     e.count->seen++;
 
-    read_identity(cfg, r, &e.s->copies, task, level, nested);
+    struct process p = process_of(h, task);
+    read_identity(h, r, &p, level);
     /* The kernel has already freed the caller's own id in other namespaces. */
     r->tid = nested ? r->pid : old_pid;
-    note_exec_time(cfg, r);
-    if (!wanted(cfg, r)) {
+    note_exec_time(h, r);
+    if (!wanted(h, r)) {
         e.count->filtered++;
         return 0;
     }
-    if (crowded(cfg, r)) {
+    if (crowded(h, r)) {
         e.count->lost++;
         return 0;
     }
 
-    e.s->context.bits = gains(cfg, bprm);
-    append_filenames(cfg, e.s, bprm);
-    capture(cfg, e.s, task, level, nested);
-    emit_with_argv(ctx, &e, task);
+    e.s->context.bits = gains(h, bprm);
+    append_filenames(h, e.s, bprm);
+    void *mm = POINTER(task, task_mm);
+    capture(h, e.s, &p, mm, level);
+    emit_with_argv(ctx, &e, mm);
     return 0;
 }
 
@@ -1159,29 +1143,29 @@ INLINE int on_exec(struct bpf_raw_tracepoint_args *ctx, bool nested)
 #define TS_COMPAT 2
 #define X32_BIT 0x40000000
 
-INLINE bool is_exec(const struct config *cfg, const void *regs, struct call *call)
+INLINE bool is_exec(const struct how *h, const void *regs, struct call *call)
 {
-    u32 nr = large_number(regs, cfg->offset_regs_orig_ax);
+    u32 nr = U64(regs, regs_orig_ax);
     bool at; /* execveat: a directory comes first */
 
     /* What nearly every call leaves by. */
     if (nr != 59 && nr != 322 && nr != 11 && nr != 358 && nr != (X32_BIT | 520) && nr != (X32_BIT | 545))
         return false;
     void *task = (void *)bpf_get_current_task();
-    call->compat = (number(task, cfg->offset_task_thread_status) & TS_COMPAT) != 0;
+    call->compat = (U32(task, task_thread_status) & TS_COMPAT) != 0;
     if (call->compat) {
         at = nr == 358;
         if (nr != 11 && !at)
             return false;
-        call->filename = (u32)large_number(regs, at ? cfg->offset_regs_cx : cfg->offset_regs_bx);
-        call->argv = (u32)large_number(regs, at ? cfg->offset_regs_dx : cfg->offset_regs_cx);
+        call->filename = (u32)read_u64(h, regs, at ? h->cfg->offset_regs_cx : h->cfg->offset_regs_bx);
+        call->argv = (u32)read_u64(h, regs, at ? h->cfg->offset_regs_dx : h->cfg->offset_regs_cx);
         return true;
     }
     if (nr == 11 || nr == 358)
         return false;
     at = nr == 322 || nr == (X32_BIT | 545);
-    call->filename = large_number(regs, at ? cfg->offset_regs_si : cfg->offset_regs_di);
-    call->argv = large_number(regs, at ? cfg->offset_regs_dx : cfg->offset_regs_si);
+    call->filename = read_u64(h, regs, at ? h->cfg->offset_regs_si : h->cfg->offset_regs_di);
+    call->argv = read_u64(h, regs, at ? h->cfg->offset_regs_dx : h->cfg->offset_regs_si);
     /* x32 has pointers of 4 bytes too, but not this kernel's flag. */
     call->compat = (nr & X32_BIT) != 0;
     return true;
@@ -1209,7 +1193,7 @@ INLINE u64 append_user_string(struct scratch *s, u64 at, u64 pointer)
 }
 
 /* The arguments, from where the caller keeps them. */
-INLINE void append_pointers(const struct config *cfg, struct scratch *s, const struct call *call)
+INLINE void append_pointers(const struct how *h, struct scratch *s, const struct call *call)
 {
     struct record *r = &s->record;
     u64 pointer;
@@ -1220,7 +1204,7 @@ INLINE void append_pointers(const struct config *cfg, struct scratch *s, const s
             goto unreadable;
         if (!pointer)
             return;
-        if (i == FAILED_ARGS_MAX || at > PATH_SIZE_MAX + ARGV_SIZE_MAX || r->argv_size >= cfg->argv_size)
+        if (i == FAILED_ARGS_MAX || at > PATH_SIZE_MAX + ARGV_SIZE_MAX || r->argv_size >= h->cfg->argv_size)
             break;
         u64 size = append_user_string(s, at, pointer);
         if (size > PATH_SIZE_MAX)
@@ -1240,34 +1224,34 @@ unreadable:
 
 /* Whether to look at a failure at all. Asked before anything is read: a loop of them comes
  * here a million times a second. */
-INLINE bool begin_failure(struct kind *k)
+INLINE bool begin_failure(struct kind *k, const struct how *h)
 {
-    if (!begin(k, KIND_FAILED))
+    if (!begin(k, h, KIND_FAILED))
         return false;
-    if (k->cfg->perf || has_room(&k->s->record, k->cfg->room_failed))
+    if (h->cfg->perf || has_room(&k->s->record, h->cfg->room_failed))
         return true;
     k->count->seen++;
     k->count->lost++;
     return false;
 }
 
-INLINE void on_failure(void *ctx, struct kind *k, const struct call *call, u32 error, u32 tid, u32 level,
-                       bool nested)
+INLINE void on_failure(void *ctx, struct kind *k, const struct call *call, u32 error, u32 tid, u32 level)
 {
-    const struct config *cfg = k->cfg;
+    const struct how *h = k->h;
     struct record *r = &k->s->record;
 
     k->count->seen++;
     void *task = (void *)bpf_get_current_task();
-    void *leader = follow(task, cfg->offset_task_group_leader);
+    void *leader = POINTER(task, task_group_leader);
     if (!leader) { /* never, as in on_exec */
         k->count->filtered++;
         return;
     }
-    read_identity(cfg, r, &k->s->copies, leader, level, nested);
+    struct process p = process_of(h, leader);
+    read_identity(h, r, &p, level);
     r->tid = tid ? tid : r->pid;
     r->status = error;
-    if (!r->pid || !passes(cfg, r)) {
+    if (!r->pid || !passes(h, r)) {
         k->count->filtered++;
         return;
     }
@@ -1276,9 +1260,9 @@ INLINE void on_failure(void *ctx, struct kind *k, const struct call *call, u32 e
         size = 0;
     r->filename_size = size;
     END(r) = size;
-    capture_container(cfg, k->s, leader);
-    append_pointers(cfg, k->s, call);
-    emit(ctx, cfg, k->count, r, sizeof(*r), sizeof(*k->s));
+    capture_container(h, k->s, &p);
+    append_pointers(h, k->s, call);
+    emit(ctx, h, k->count, r, sizeof(*r), sizeof(*k->s));
 }
 
 /* args: struct pt_regs *regs, long ret
@@ -1293,15 +1277,15 @@ INLINE int on_sys_exit(struct bpf_raw_tracepoint_args *ctx, bool nested)
     /* ERESTARTSYS (512) and up are between the kernel and itself. */
     if (result >= 0 || result <= -512)
         return 0;
-    const struct config *cfg = get_config();
-    if (!is_exec(cfg, (void *)ctx->args[0], &call))
+    const struct how how = HOW(nested, false), *h = &how;
+    if (!is_exec(h, (void *)ctx->args[0], &call))
         return 0;
     struct kind k;
-    if (!begin_failure(&k))
+    if (!begin_failure(&k, h))
         return 0;
     void *task = (void *)bpf_get_current_task();
-    u32 level = tracer_level(cfg, &k.s->record.level, task, nested);
-    on_failure(ctx, &k, &call, -result, nested ? 0 : (u32)bpf_get_current_pid_tgid(), level, nested);
+    u32 level = tracer_level(h, &k.s->record.level, task);
+    on_failure(ctx, &k, &call, -result, nested ? 0 : (u32)bpf_get_current_pid_tgid(), level);
     return 0;
 }
 
@@ -1309,20 +1293,19 @@ INLINE int on_sys_exit(struct bpf_raw_tracepoint_args *ctx, bool nested)
 
 /* The tree of a filter's descendants_of grows: returns nothing, for the filter that
  * comes behind looks into the map. */
-INLINE void follow_child(const struct config *cfg, struct counters *count, void *child, u32 level, bool nested)
+INLINE void follow_child(const struct how *h, struct counters *count, void *parent, void *child, u32 level)
 {
-    void *task = (void *)bpf_get_current_task();
-    void *leader = follow(task, cfg->offset_task_group_leader);
-    u32 parent_pid = visible_pid(cfg, leader, level, nested);
-    u32 child_pid = visible_pid(cfg, child, level, nested);
+    void *leader = POINTER(parent, task_group_leader);
+    u32 parent_pid = visible_pid(h, leader, level);
+    u32 child_pid = visible_pid(h, child, level);
     u64 parent_start = 0, child_start = 0;
 
-    read_start(cfg, &parent_start, leader);
-    read_start(cfg, &child_start, child);
+    read_start(h, &parent_start, leader);
+    read_start(h, &child_start, child);
 
     struct tree_value member = {};
-    member.start_ticks = start_ticks(cfg, child_start);
-    member.parts = parts_of_tree(cfg, parent_pid, parent_start);
+    member.start_ticks = start_ticks(h, child_start);
+    member.parts = parts_of_tree(h, parent_pid, parent_start);
 
     /* While the loader brings in what runs already: log what is not (or not wholly)
      * known to belong, then look again. The loader inserts, then reads the log; so
@@ -1333,26 +1316,26 @@ INLINE void follow_child(const struct config *cfg, struct counters *count, void 
         fork.parent = parent_pid;
         if (forks.update(&child_pid, &fork))
             count->tree_full++;
-        member.parts = parts_of_tree(cfg, parent_pid, parent_start);
+        member.parts = parts_of_tree(h, parent_pid, parent_start);
     }
     if (member.parts && tree.update(&child_pid, &member))
         count->tree_full++;
 }
 
 /* Of a process that starts or ends the head is all, and the container. */
-INLINE void emit_process(void *ctx, struct kind *k, void *leader)
+INLINE void emit_process(void *ctx, struct kind *k, const struct process *p)
 {
-    const struct config *cfg = k->cfg;
+    const struct how *h = k->h;
     struct record *r = &k->s->record;
 
     k->count->seen++;
-    if (!wanted(cfg, r))
+    if (!wanted(h, r))
         k->count->filtered++;
-    else if (!cfg->perf && !has_room(r, cfg->room_process))
+    else if (!h->cfg->perf && !has_room(r, h->cfg->room_process))
         k->count->lost++;
     else {
-        capture_container(cfg, k->s, leader);
-        emit(ctx, cfg, k->count, r, sizeof(*r), sizeof(*k->s));
+        capture_container(h, k->s, p);
+        emit(ctx, h, k->count, r, sizeof(*r), sizeof(*k->s));
     }
 }
 
@@ -1360,34 +1343,35 @@ INLINE void emit_process(void *ctx, struct kind *k, void *leader)
 INLINE int on_fork(struct bpf_raw_tracepoint_args *ctx, bool nested)
 {
     void *child = (void *)ctx->args[1];
+    const struct how how = HOW(nested, true), *h = &how;
     struct kind k;
 
-    if (!child || !begin(&k, KIND_FORK))
+    if (!child || !begin(&k, h, KIND_FORK))
         return 0;
-    const struct config *cfg = k.cfg;
     struct record *r = &k.s->record;
     /* A thread is not a process. */
-    if (number(child, cfg->offset_task_pid) != number(child, cfg->offset_task_tgid))
+    if (U32(child, task_pid) != U32(child, task_tgid))
         return 0;
-    u32 level = tracer_level(cfg, &r->level, child, nested);
-    if (cfg->tree)
-        follow_child(cfg, k.count, child, level, nested);
-    if (!cfg->forks && !get_switches().track)
+    u32 level = tracer_level(h, &r->level, child);
+    if (h->cfg->tree)
+        follow_child(h, k.count, (void *)ctx->args[0], child, level);
+    if (!h->cfg->forks && !get_switches().track)
         return 0;
-    read_identity(cfg, r, &k.s->copies, child, level, nested);
+    struct process p = process_of(h, child);
+    read_identity(h, r, &p, level);
     r->tid = r->pid;
-    emit_process(ctx, &k, child);
+    emit_process(ctx, &k, &p);
     return 0;
 }
 
 #define SIGNAL_GROUP_EXIT 4
 
 /* As wait(2) gives it. */
-INLINE u32 exit_status(const struct config *cfg, void *signal, void *leader)
+INLINE u32 exit_status(const struct how *h, void *signal, void *leader)
 {
-    if (number(signal, cfg->offset_signal_flags) & SIGNAL_GROUP_EXIT)
-        return number(signal, cfg->offset_signal_group_exit_code);
-    return number(leader, cfg->offset_task_exit_code);
+    if (U32(signal, signal_flags) & SIGNAL_GROUP_EXIT)
+        return U32(signal, signal_group_exit_code);
+    return U32(leader, task_exit_code);
 }
 
 INLINE void read_exec_time(struct record *r)
@@ -1403,26 +1387,27 @@ INLINE void read_exec_time(struct record *r)
 }
 
 /* The last thread of a process is going. */
-INLINE int on_last_exit(void *ctx, struct kind *k, void *task, void *signal, bool nested)
+INLINE int on_last_exit(void *ctx, struct kind *k, void *task, void *signal)
 {
-    const struct config *cfg = k->cfg;
+    const struct how *h = k->h;
     struct record *r = &k->s->record;
-    void *leader = follow(task, cfg->offset_task_group_leader);
-    u32 level = tracer_level(cfg, &r->level, leader, nested);
+    void *leader = POINTER(task, task_group_leader);
+    u32 level = tracer_level(h, &r->level, leader);
 
     if (!leader)
         return 0;
-    if (cfg->exits || get_switches().track) {
-        read_identity(cfg, r, &k->s->copies, leader, level, nested);
-        r->tid = nested ? r->pid : (u32)bpf_get_current_pid_tgid();
+    if (h->cfg->exits || get_switches().track) {
+        struct process p = process_of(h, leader);
+        read_identity(h, r, &p, level);
+        r->tid = h->nested ? r->pid : (u32)bpf_get_current_pid_tgid();
         /* The process's, not that of the thread which happens to be the last. */
-        read_comm(cfg, r->comm, leader);
+        read_comm(h, r->comm, leader);
         read_exec_time(r);
-        r->status = exit_status(cfg, signal, leader);
-        emit_process(ctx, k, leader);
+        r->status = exit_status(h, signal, leader);
+        emit_process(ctx, k, &p);
     }
-    if (cfg->tree) {
-        u32 pid = visible_pid(cfg, leader, level, nested);
+    if (h->cfg->tree) {
+        u32 pid = visible_pid(h, leader, level);
         if (pid)
             tree.delete(&pid);
     }
@@ -1436,11 +1421,12 @@ INLINE int on_exit_group_dead(struct bpf_raw_tracepoint_args *ctx, bool nested)
 {
     void *task = (void *)ctx->args[0];
     bool group_dead = ctx->args[1];
+    const struct how how = HOW(nested, true), *h = &how;
     struct kind k;
 
-    if (!group_dead || !begin(&k, KIND_EXIT))
+    if (!group_dead || !begin(&k, h, KIND_EXIT))
         return 0;
-    return on_last_exit(ctx, &k, task, follow(task, k.cfg->offset_task_signal), nested);
+    return on_last_exit(ctx, &k, task, POINTER(task, task_signal));
 }
 
 /* args: struct task_struct *p */
@@ -1449,20 +1435,21 @@ INLINE int on_exit(struct bpf_raw_tracepoint_args *ctx, bool nested)
     void *task = (void *)ctx->args[0];
     struct exit_key key = {};
     u8 one = 1;
+    const struct how how = HOW(nested, true), *h = &how;
     struct kind k;
 
-    if (!begin(&k, KIND_EXIT))
+    if (!begin(&k, h, KIND_EXIT))
         return 0;
-    void *signal = follow(task, k.cfg->offset_task_signal);
-    void *leader = follow(task, k.cfg->offset_task_group_leader);
-    if (number(signal, k.cfg->offset_signal_live))
+    void *signal = POINTER(task, task_signal);
+    void *leader = POINTER(task, task_group_leader);
+    if (U32(signal, signal_live))
         return 0;
     /* Threads that go at once may each see the last one's zero: the first of them counts. */
-    key.host_pid = number(leader, k.cfg->offset_task_tgid);
-    read_start(k.cfg, &key.start_boottime_ns, leader);
-    if ((k.cfg->exits || get_switches().track) && ended.insert(&key, &one))
+    key.host_pid = U32(leader, task_tgid);
+    read_start(h, &key.start_boottime_ns, leader);
+    if ((h->cfg->exits || get_switches().track) && ended.insert(&key, &one))
         return 0;
-    return on_last_exit(ctx, &k, task, signal, nested);
+    return on_last_exit(ctx, &k, task, signal);
 }
 
 /* ---- The other way: kprobes ------------------------------------------------------------ */
@@ -1485,18 +1472,17 @@ struct in_flight {
 BPF_HASH(in_flight, u64, struct in_flight, 1);
 BPF_PERCPU_ARRAY(entering, struct in_flight, 1);
 
-INLINE int enter(struct call *call)
+INLINE int enter(const struct how *h, struct call *call)
 {
     u64 task = bpf_get_current_task();
     u32 zero = 0, kind = KIND_EXEC;
     struct counters *count = counters.lookup(&kind);
-    const struct config *cfg = get_config();
     struct in_flight *f = entering.lookup(&zero);
 
     if (!count || !f)
         return 0;
     f->call = *call;
-    f->call.entered_ns = now(cfg);
+    f->call.entered_ns = now(h);
     f->call.host_tid = bpf_get_current_pid_tgid();
     if (in_flight.update(&task, f))
         count->lost++;
@@ -1510,26 +1496,26 @@ INLINE int on_entry(void *ctx, bool at, bool compat, bool nested)
     const void *regs = (const void *)REGISTER(ctx, ENTRY_ARGUMENT);
     struct call call = {};
     u32 zero = 0;
-    const struct config *cfg = get_config();
+    const struct how how = HOW(nested, false), *h = &how;
     struct in_flight *f = entering.lookup(&zero);
 
     if (!f)
         return 0;
     call.compat = compat;
     if (compat) {
-        call.filename = (u32)large_number(regs, at ? cfg->offset_regs_cx : cfg->offset_regs_bx);
-        call.argv = (u32)large_number(regs, at ? cfg->offset_regs_dx : cfg->offset_regs_cx);
+        call.filename = (u32)read_u64(h, regs, at ? h->cfg->offset_regs_cx : h->cfg->offset_regs_bx);
+        call.argv = (u32)read_u64(h, regs, at ? h->cfg->offset_regs_dx : h->cfg->offset_regs_cx);
     } else {
-        call.filename = large_number(regs, at ? cfg->offset_regs_si : cfg->offset_regs_di);
-        call.argv = large_number(regs, at ? cfg->offset_regs_dx : cfg->offset_regs_si);
+        call.filename = read_u64(h, regs, at ? h->cfg->offset_regs_si : h->cfg->offset_regs_di);
+        call.argv = read_u64(h, regs, at ? h->cfg->offset_regs_dx : h->cfg->offset_regs_si);
     }
     void *task = (void *)bpf_get_current_task();
     if (nested) {
-        call.level = tracer_level(cfg, &f->call.level, task, true);
-        call.tid = visible_pid(cfg, task, call.level, true);
+        call.level = tracer_level(h, &f->call.level, task);
+        call.tid = visible_pid(h, task, call.level);
     } else
         call.tid = bpf_get_current_pid_tgid();
-    return enter(&call);
+    return enter(h, &call);
 }
 
 /* void setup_new_exec(struct linux_binprm *bprm): the new credentials are in place, the
@@ -1538,15 +1524,15 @@ INLINE int on_setup_new_exec(void *ctx)
 {
     const void *bprm = (const void *)REGISTER(ctx, ENTRY_ARGUMENT);
     u64 task = bpf_get_current_task();
-    const struct config *cfg = get_config();
+    const struct how how = HOW(false, false), *h = &how;
     struct in_flight *f = in_flight.lookup(&task);
 
     if (!f)
         return 0;
-    const char *filename = follow(bprm, cfg->offset_bprm_filename);
-    const char *interp = follow(bprm, cfg->offset_bprm_interp);
-    f->call.argc = number(bprm, cfg->offset_bprm_argc);
-    f->call.bits = gains(cfg, bprm);
+    const char *filename = POINTER(bprm, bprm_filename);
+    const char *interp = POINTER(bprm, bprm_interp);
+    f->call.argc = U32(bprm, bprm_argc);
+    f->call.bits = gains(h, bprm);
     u64 size = opaque(bpf_probe_read_kernel_str(f->data, PATH_SIZE_MAX, filename));
     if (size > PATH_SIZE_MAX)
         return 0;
@@ -1562,27 +1548,27 @@ INLINE int on_setup_new_exec(void *ctx)
 }
 
 /* The new program is in place and about to run its first instruction. */
-INLINE void on_success(void *ctx, struct in_flight *f, void *task, bool nested)
+INLINE void on_success(void *ctx, const struct how *h, struct in_flight *f, void *task)
 {
     struct exec e;
 
-    if (!task || !begin_exec(&e))
+    if (!task || !begin_exec(&e, h))
         return;
-    const struct config *cfg = e.cfg;
     struct record *r = &e.s->record;
     u32 level = f->call.level;
     e.count->seen++;
-    read_identity(cfg, r, &e.s->copies, task, level, nested);
+    struct process p = process_of(h, task);
+    read_identity(h, r, &p, level);
     r->tid = f->call.tid;
     r->argc = f->call.argc;
     r->valid |= f->call.valid;
     e.s->context.bits = f->call.bits;
-    note_exec_time(cfg, r);
-    if (!wanted(cfg, r)) {
+    note_exec_time(h, r);
+    if (!wanted(h, r)) {
         e.count->filtered++;
         return;
     }
-    if (crowded(cfg, r)) {
+    if (crowded(h, r)) {
         e.count->lost++;
         return;
     }
@@ -1596,8 +1582,9 @@ INLINE void on_success(void *ctx, struct in_flight *f, void *task, bool nested)
     bpf_probe_read_kernel(e.s->data, size, f->data);
     END(r) = size;
 
-    capture(cfg, e.s, task, level, nested);
-    emit_with_argv(ctx, &e, task);
+    void *mm = POINTER(task, task_mm);
+    capture(h, e.s, &p, mm, level);
+    emit_with_argv(ctx, &e, mm);
 }
 
 INLINE int on_return(void *ctx, bool nested)
@@ -1605,7 +1592,7 @@ INLINE int on_return(void *ctx, bool nested)
     long result = (long)REGISTER(ctx, RETURN_VALUE);
     u64 task = bpf_get_current_task();
     u32 kind = KIND_EXEC;
-    const struct config *cfg = get_config();
+    const struct how how = HOW(nested, false), *h = &how;
     struct counters *count = counters.lookup(&kind);
     struct in_flight *f = in_flight.lookup(&task);
     struct kind k;
@@ -1614,9 +1601,9 @@ INLINE int on_return(void *ctx, bool nested)
         return 0;
     count->returned++;
     if (result == 0)
-        on_success(ctx, f, (void *)task, nested);
-    else if (cfg->failed && result < 0 && result > -512 && begin_failure(&k))
-        on_failure(ctx, &k, &f->call, -result, f->call.tid, f->call.level, nested);
+        on_success(ctx, h, f, (void *)task);
+    else if (h->cfg->failed && result < 0 && result > -512 && begin_failure(&k, h))
+        on_failure(ctx, &k, &f->call, -result, f->call.tid, f->call.level);
     in_flight.delete(&task);
     return 0;
 }
@@ -1769,10 +1756,11 @@ int kprobe__setup_new_exec(void *ctx)
 /* int kernel_execve(const char *filename, ...): programs that the kernel itself starts */
 int kprobe__kernel_execve(void *ctx)
 {
+    const struct how how = HOW(false, false), *h = &how;
     struct call call = {};
 
     call.tid = bpf_get_current_pid_tgid();
-    return enter(&call);
+    return enter(h, &call);
 }
 
 #endif

@@ -16,7 +16,7 @@ import resource
 import signal
 import struct
 from functools import partial
-from typing import Callable, Iterator, List, Optional, TypeVar
+from typing import Callable, Iterator, List, NamedTuple, Optional, TypeVar
 
 from execwatch.errors import AttachError, LoadError, NotSupportedError, PrivilegeError
 from execwatch.kernel import privileges
@@ -25,6 +25,8 @@ _T = TypeVar("_T")
 
 _MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _MAP_GET_NEXT_KEY = 0, 1, 2, 3, 4
 _PROG_LOAD, _RAW_TRACEPOINT_OPEN, _MAP_FREEZE = 5, 17, 22
+
+_TRACE_RAW_TP = 23  # a bpf_attach_type
 
 HASH, ARRAY, PERCPU_ARRAY, RINGBUF = 1, 2, 6, 27
 
@@ -140,7 +142,22 @@ def map_keys(fd: int, key_size: int) -> Iterator[bytes]:
         previous = ctypes.create_string_buffer(following.raw, key_size)
 
 
-def program_load(type: int, instructions: bytes, license: str, name: str) -> int:
+class Code(NamedTuple):
+    """A program for bpf(2).
+
+    Attributes:
+        type: bpf_prog_type.
+        instructions: ``struct bpf_insn``, with the descriptors of its maps.
+        arguments: The number of the type in the kernel's BTF that tells its arguments; 0: none does.
+    """
+
+    type: int
+    instructions: bytes
+    license: str
+    arguments: int = 0
+
+
+def program_load(code: Code, name: str) -> int:
     """Have the kernel verify a program; return its descriptor.
 
     Raises:
@@ -148,47 +165,46 @@ def program_load(type: int, instructions: bytes, license: str, name: str) -> int
         LoadError: The verifier refused; ``log`` is what it said.
     """
     try:
-        return _with_memlock(lambda: _load(type, instructions, license, name))
+        return _with_memlock(lambda: _load(code, name))
     except PrivilegeError:
         raise
     except OSError as exc:
         if exc.errno == errno.EPERM:  # the verifier's own answer is EACCES
             raise privileges.explain() from exc
-        raise LoadError(
-            exc.errno or 0, f"program {name!r}", _verifier_log(type, instructions, license)
-        ) from exc
+        raise LoadError(exc.errno or 0, f"program {name!r}", _verifier_log(code)) from exc
 
 
-def verifier_steps(type: int, instructions: bytes, license: str) -> int:
+def verifier_steps(code: Code) -> int:
     """Return how many instructions the verifier processed; its limit is 1,000,000."""
     log = ctypes.create_string_buffer(_LOG_SIZES[0])
-    os.close(_with_memlock(lambda: _load(type, instructions, license, "steps", log, level=4)))
+    os.close(_with_memlock(lambda: _load(code, "steps", log, level=4)))
     words = log.value.decode("ascii", "replace").split()
     return int(words[words.index("processed") + 1])
 
 
 def _load(
-    type: int,
-    instructions: bytes,
-    license: str,
+    code: Code,
     name: str,
     log: Optional[ctypes.Array[ctypes.c_char]] = None,
     level: int = 0,
 ) -> int:
-    code = ctypes.create_string_buffer(instructions, len(instructions))
-    licence = ctypes.create_string_buffer(license.encode("ascii"))
+    instructions = ctypes.create_string_buffer(code.instructions, len(code.instructions))
+    license = ctypes.create_string_buffer(code.license.encode("ascii"))
     attributes = struct.pack(
-        "<IIQQIIQII16s",
-        type,
+        "<IIQQIIQII16sII36xI",
+        code.type,
         len(instructions) // 8,
-        _address(code),
-        _address(licence),
+        _address(instructions),
+        _address(license),
         level,
         len(log) if log else 0,
         _address(log) if log else 0,
         0,
         0,
         _name(name),
+        0,
+        _TRACE_RAW_TP if code.arguments else 0,
+        code.arguments,
     )
     return _undisturbed(lambda: _bpf(_PROG_LOAD, attributes))
 
@@ -214,11 +230,11 @@ def _undisturbed(load: Callable[[], int]) -> int:
     return loaded[0]
 
 
-def _verifier_log(type: int, instructions: bytes, license: str) -> str:
+def _verifier_log(code: Code) -> str:
     for size in _LOG_SIZES:
         log = ctypes.create_string_buffer(size)
         try:
-            os.close(_with_memlock(partial(_load, type, instructions, license, "log", log, level=1)))
+            os.close(_with_memlock(partial(_load, code, "log", log, level=1)))
         except OSError as exc:
             if exc.errno == errno.ENOSPC:
                 continue
@@ -226,8 +242,11 @@ def _verifier_log(type: int, instructions: bytes, license: str) -> str:
     return ""
 
 
-def raw_tracepoint_open(name: str, program: int) -> int:
+def raw_tracepoint_open(name: str, program: int, *, typed: bool = False) -> int:
     """Attach a program to a raw tracepoint; it runs until the returned link is closed.
+
+    Args:
+        typed: It was loaded with the type of its arguments, and so for one tracepoint.
 
     Raises:
         NotSupportedError: This kernel has no such tracepoint.
@@ -235,7 +254,7 @@ def raw_tracepoint_open(name: str, program: int) -> int:
     """
     text = ctypes.create_string_buffer(name.encode("ascii"))
     try:
-        return _bpf(_RAW_TRACEPOINT_OPEN, struct.pack("<QI", _address(text), program))
+        return _bpf(_RAW_TRACEPOINT_OPEN, struct.pack("<QI", 0 if typed else _address(text), program))
     except FileNotFoundError as exc:
         raise NotSupportedError(f"tracepoint {name}") from exc
     except OSError as exc:

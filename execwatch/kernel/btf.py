@@ -127,6 +127,10 @@ class Btf:
         info = self._words[at + 1]
         return info & 0xFFFF if info >> 24 & 0x1F == _FUNC_PROTO else None
 
+    def typedef(self, name: str) -> Optional[int]:
+        """Return the number of a typedef, by which bpf(2) knows it; None where there is none."""
+        return self._names.get((_TYPEDEF, name))
+
     def _walk(self) -> array[int]:
         """Return where each type begins, by its number; 0 is void."""
         words, extra, at, end = self._words, _EXTRA, 0, len(self._words)

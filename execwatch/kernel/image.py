@@ -22,6 +22,8 @@ PSEUDO_MAP_FD, PSEUDO_MAP_VALUE = 1, 2
 
 #: bpf_prog_type by the prefix of a program's name (include/uapi/linux/bpf.h).
 PROGRAM_TYPES = {"raw_tracepoint": 17, "kprobe": 2, "kretprobe": 2}
+#: Of a raw tracepoint's program that is told the types of its arguments.
+TRACING = 26
 
 
 @attrs.frozen

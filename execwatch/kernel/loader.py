@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
-from typing import Dict, Iterable, List, Mapping
+from typing import Dict, Iterable, List, Mapping, Set
 
 from execwatch.kernel import bpf, kprobe
 from execwatch.kernel.image import (
@@ -12,6 +12,7 @@ from execwatch.kernel.image import (
     PROGRAM_TYPES,
     PSEUDO_MAP_FD,
     PSEUDO_MAP_VALUE,
+    TRACING,
     Program,
     ProgramImage,
 )
@@ -34,6 +35,8 @@ class LoadedImage:
         programs: The names of the programs to load; others cost nothing.
         max_entries: For some maps the number of entries (for a ring its bytes), else the image's.
         frozen: The value of each map that holds one and never changes. The verifier knows it.
+        types: For tracepoints whose programs are to be told the types of their arguments, that
+            type's number in the kernel's BTF.
 
     Raises:
         PrivilegeError, LoadError, NotSupportedError: As :mod:`execwatch.kernel.bpf` says.
@@ -45,11 +48,14 @@ class LoadedImage:
         programs: Iterable[str],
         max_entries: Mapping[str, int],
         frozen: Mapping[str, bytes],
+        types: Mapping[str, int],
     ) -> None:
         self.maps: Dict[str, int] = {}
         self.programs: Dict[str, int] = {}
         self._max_entries = max_entries
         self._frozen = frozen
+        self._types = types
+        self._typed: Set[str] = set()
         try:
             self.load(image, programs)
         except BaseException:
@@ -74,14 +80,21 @@ class LoadedImage:
                     bpf.map_update(self.maps[m.name], bytes(4), self._frozen[m.name])
                     bpf.map_freeze(self.maps[m.name])
         for program in chosen:
-            self.programs[program.name] = bpf.program_load(
-                PROGRAM_TYPES[program.type], relocate(program, self.maps), image.license, program.target
-            )
+            code = self.code(program, image.license)
+            self.programs[program.name] = bpf.program_load(code, program.target)
+            if code.arguments:
+                self._typed.add(program.name)
+
+    def code(self, program: Program, license: str) -> bpf.Code:
+        """Return what the kernel is given of a program whose maps are there."""
+        arguments = self._types.get(program.target, 0) if program.type == "raw_tracepoint" else 0
+        type = TRACING if arguments else PROGRAM_TYPES[program.type]
+        return bpf.Code(type, relocate(program, self.maps), license, arguments)
 
     def attach(self, name: str, target: str) -> int:
         """Attach a program to a tracepoint or function; return the link."""
         if name.startswith("raw_tracepoint"):
-            return bpf.raw_tracepoint_open(target, self.programs[name])
+            return bpf.raw_tracepoint_open(target, self.programs[name], typed=name in self._typed)
         return kprobe.attach(target, self.programs[name], at_return=name.startswith("kretprobe"))
 
     def skipped(self, name: str) -> int:

@@ -18,6 +18,11 @@ _NEEDED = ("task_tgid", "task_start_boottime", "task_mm", "mm_arg_start", "mm_ar
 #: Of cgroup v1; their numbers depend on the kernel's configuration.
 _SUBSYSTEMS = ("memory", "pids")
 
+_POINTER_SIZE = 8
+
+#: Those whose arguments have types that the verifier knows.
+TRACEPOINTS = ("sched_process_exec", "sched_process_fork", "sched_process_exit")
+
 
 def load(cache_directory: Optional[str] = None) -> Dict[str, int]:
     """Return what this kernel's BTF tells, by name.
@@ -25,7 +30,7 @@ def load(cache_directory: Optional[str] = None) -> Dict[str, int]:
     All of ``wire.PLACES``, an offset ABSENT where this kernel lacks the member;
     ``cgroup_index_memory`` and ``cgroup_index_pids``: places of cgroup v1 hierarchies in
     css_set.subsys; ``exit_has_group_dead``: 1 where the tracepoint sched_process_exit has that
-    argument.
+    argument; ``type_*`` for each of ``TRACEPOINTS``: the number of its type.
 
     Raises:
         NotSupportedError: No BTF, or a member is missing that no event can do without.
@@ -36,6 +41,7 @@ def load(cache_directory: Optional[str] = None) -> Dict[str, int]:
         *wire.PLACES,
         *(f"cgroup_index_{subsystem}" for subsystem in _SUBSYSTEMS),
         "exit_has_group_dead",
+        *(f"type_{tracepoint}" for tracepoint in TRACEPOINTS),
     ]
     record = struct.Struct(f"<{len(names)}I")
     # Names, their order and paths shape the meaning of the numbers: another set is another file.
@@ -79,6 +85,8 @@ def _from_btf(types: btf.Btf) -> Dict[str, int]:
         offsets[f"cgroup_index_{subsystem}"] = _or_absent(value)
     # The first parameter is the probe's own data, the second the task.
     offsets["exit_has_group_dead"] = int(types.parameters("btf_trace_sched_process_exit") == 3)
+    for tracepoint in TRACEPOINTS:
+        offsets[f"type_{tracepoint}"] = _or_absent(types.typedef(f"btf_trace_{tracepoint}"))
     return offsets
 
 
@@ -94,22 +102,18 @@ def _block(name: str, offsets: Mapping[str, int]) -> Dict[str, int]:
     Where one of its members is absent, or they are too far apart, it has no bytes, and they are
     nowhere in it.
     """
-    sizes = wire.BLOCKS[name]
-    places = {member: offsets[f"offset_{member}"] for member in sizes}
-    # From a multiple of 8 on, as the kernel copies it: so that no pointer is read in two parts, of which
-    # another processor may change the second meanwhile. What lies before is of the structure.
-    first = min(places.values()) & ~7
-    size = max(places[member] + sizes[member] for member in sizes) - first
+    places = {member: offsets[f"offset_{member}"] for member in wire.BLOCKS[name]}
+    first = min(places.values())
+    size = max(places.values()) + _POINTER_SIZE - first
     if size > wire.LIMITS["BLOCK_SIZE_MAX"] or wire.ABSENT in places.values():
-        return {
-            f"first_{name}": 0,
-            f"size_{name}": 0,
-            **dict.fromkeys(map("at_{}".format, sizes), wire.ABSENT),
-        }
+        first = size = 0
+        at = dict.fromkeys(places, wire.ABSENT)
+    else:
+        at = {member: place - first for member, place in places.items()}
     return {
         f"first_{name}": first,
         f"size_{name}": size,
-        **{f"at_{member}": place - first for member, place in places.items()},
+        **{f"at_{member}": place for member, place in at.items()},
     }
 
 

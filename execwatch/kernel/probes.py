@@ -34,7 +34,8 @@ def raw_tracepoint(name: str) -> bool:
     Raises:
         NotSupportedError, PrivilegeError, LoadError, AttachError: The kernel refused.
     """
-    program = bpf.program_load(PROGRAM_TYPES["raw_tracepoint"], _EMPTY_PROGRAM, "Dual MIT/GPL", "probe")
+    code = bpf.Code(PROGRAM_TYPES["raw_tracepoint"], _EMPTY_PROGRAM, "Dual MIT/GPL")
+    program = bpf.program_load(code, "probe")
     try:
         os.close(bpf.raw_tracepoint_open(name, program))
         return _tells_skipped(program)

@@ -56,6 +56,7 @@ class Setup:
         kinds: The kinds of events that were asked for.
         sizes: Entries of those maps whose size isn't the image's.
         config: Members of ``wire.CONFIG``.
+        types: Of tracepoints' arguments, by the tracepoint: what their programs are told.
     """
 
     programs: Mapping[str, str]
@@ -63,10 +64,16 @@ class Setup:
     kinds: Tuple[str, ...]
     sizes: Mapping[str, int]
     config: Mapping[str, int]
+    types: Mapping[str, int]
 
 
-def plan(options: Options, kernel_filter: filtering.KernelFilter, clock: wire.Clock) -> Setup:
+def plan(
+    options: Options, kernel_filter: filtering.KernelFilter, clock: wire.Clock, *, typed: bool = True
+) -> Setup:
     """Work out what to load on this kernel.
+
+    Args:
+        typed: Tell programs the types of what tracepoints give them, where this kernel tells them all.
 
     Raises:
         NotSupportedError: The kernel or machine lacks what an option needs.
@@ -84,6 +91,9 @@ def plan(options: Options, kernel_filter: filtering.KernelFilter, clock: wire.Cl
     fields = kernel_filter.config["include"] | kernel_filter.config["exclude"]
     by_container = bool(fields & wire.FILTER_BITS["container"])
     capture = options.capture | ({"container"} if by_container else set())
+    types = {name: found[f"type_{name}"] for name in offsets.TRACEPOINTS}
+    if not typed or wire.ABSENT in types.values():
+        types = {}
     return Setup(
         programs={name: kind for kind, name, _ in named},
         kinds=_kinds(options),
@@ -113,10 +123,12 @@ def plan(options: Options, kernel_filter: filtering.KernelFilter, clock: wire.Cl
             "forks": options.forks,
             "exits": options.exits,
             "failed": options.failed,
+            "typed": bool(types),
             "perf": perf,
             "room_failed": int(options.buffer_size * _SHARE_FAILED),
             "room_process": int(options.buffer_size * _SHARE_PROCESS),
         },
+        types=types,
     )
 
 

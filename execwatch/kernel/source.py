@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, List, NamedTuple, Optiona
 import attrs
 
 from execwatch import wire
-from execwatch.errors import NotSupportedError
+from execwatch.errors import LoadError, NotSupportedError
 from execwatch.events import AnyEvent, AnyProcessEvent, LostEvents
 from execwatch.filters import Filter, container_test, user_exclusion, user_part
 from execwatch.kernel import bpf, filtering, kprobe, loader, setup
@@ -90,6 +90,14 @@ class KernelSource:
         kernel_filter = filtering.compile_filter(filter)
         image = load_image(setup.defines(options, bool(kernel_filter.roots)))
         plan = setup.plan(options, kernel_filter, self._clock)
+        try:
+            self._image = _load(image, plan)
+        except LoadError as exc:
+            if not plan.types:
+                raise
+            _log_untyped(exc)
+            plan = setup.plan(options, kernel_filter, self._clock, typed=False)
+            self._image = _load(image, plan)
         #: Never changed in place: other threads count while one attaches more.
         self._programs = dict(plan.programs)
         self._planned = frozenset(plan.programs.values())
@@ -97,8 +105,6 @@ class KernelSource:
         self._missed = 0
         self._demand = wire.Demand()
         self._left = 0  # events of the last batch that have not been decoded whole
-        frozen = {"config": wire.pack(wire.CONFIG, plan.config)}
-        self._image = loader.LoadedImage(image, plan.programs, plan.sizes, frozen)
         try:
             if options.buffer == "perf":
                 self._buffer = PerfBuffers(
@@ -373,6 +379,18 @@ def open_source(
         if not exc.feature.startswith("tracepoint"):
             raise
         return open_with("kprobe")
+
+
+def _load(image: ProgramImage, plan: setup.Setup) -> loader.LoadedImage:
+    frozen = {"config": wire.pack(wire.CONFIG, plan.config)}
+    return loader.LoadedImage(image, plan.programs, plan.sizes, frozen, plan.types)
+
+
+def _log_untyped(exc: LoadError) -> None:
+    import logging
+
+    # The same events, a microsecond later.
+    logging.getLogger("execwatch").info("this kernel refuses typed programs, going on without: %s", exc)
 
 
 def _log_undecodable(exc: ValueError) -> None:

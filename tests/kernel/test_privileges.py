@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import pathlib
 import resource
 import shutil
 import subprocess
-from typing import Any, Callable, Tuple
+from typing import Any, Callable, List, Tuple
 
 import attr
 import attrs
@@ -124,14 +125,15 @@ def test_nobody_with_both_capabilities_follows_a_subtree(as_nobody: Run) -> None
 def test_the_verifier_is_quoted() -> None:
     """A program that returns a register it never set."""
     with pytest.raises(LoadError) as raised:
-        bpf.program_load(17, bytes([0x95, 0, 0, 0, 0, 0, 0, 0]), "GPL", "bad")
+        bpf.program_load(bpf.Code(17, bytes([0x95, 0, 0, 0, 0, 0, 0, 0]), "GPL"), "bad")
     assert raised.value.errno == 13
     assert "R0 !read_ok" in raised.value.log
 
 
 def test_a_tracepoint_that_this_kernel_lacks() -> None:
     name = "raw_tracepoint__sched_process_exec"
-    image = loader.LoadedImage(images.load("exec"), [name], {}, {"config": everything()})
+    config = wire.pack(wire.CONFIG, everything(typed=False).config)
+    image = loader.LoadedImage(images.load("exec"), [name], {}, {"config": config}, {})
     try:
         with pytest.raises(NotSupportedError) as raised:
             bpf.raw_tracepoint_open("no_such_tracepoint", image.programs[name])
@@ -168,18 +170,18 @@ def test_a_map_that_the_kernel_refuses_is_named() -> None:
 IMAGE = images.load("exec")
 
 
+@pytest.mark.parametrize("typed", [True, False])
 @pytest.mark.parametrize("program", IMAGE.programs, ids=lambda program: program.name)
-def test_no_program_needs_many_steps_of_the_verifier(program: Program) -> None:
+def test_no_program_needs_many_steps_of_the_verifier(program: Program, typed: bool) -> None:
     """The limit is a million; much below it an older or stricter verifier is done too."""
-    assert 0 < steps_of(IMAGE, program, everything()) < STEPS_MAX == 100_000
+    assert 0 < steps_of(IMAGE, program, everything(typed=typed)) < STEPS_MAX == 100_000
 
 
-def nothing() -> bytes:
-    """The configuration of a tracer that asks for no more than that programs start."""
+def nothing() -> setup.Setup:
+    """What a tracer needs that asks for no more than that programs start."""
     size = wire.LIMITS["ARGV_SIZE_MAX"]
     options = setup.Options(probe="tracepoint", buffer_size=1 << 22, argv_size=size)
-    plan = setup.plan(options, filtering.compile_filter(None), setup.read_clock())
-    return wire.pack(wire.CONFIG, plan.config)
+    return setup.plan(options, filtering.compile_filter(None), setup.read_clock())
 
 
 @pytest.mark.parametrize(
@@ -190,6 +192,62 @@ def test_the_verifier_takes_out_what_is_not_asked_for(name: str) -> None:
     """It can only if it reads the configuration as constants."""
     (program,) = (program for program in IMAGE.programs if program.name == name)
     assert 10 * steps_of(IMAGE, program, nothing()) < steps_of(IMAGE, program, everything())
+
+
+#: Of programs (include/uapi/linux/bpf.h), as fdinfo has them.
+RAW_TRACEPOINT, TRACING = "17", "26"
+
+
+def program_types() -> List[str]:
+    """Of the programs that this process holds."""
+    types = []
+    for fd, target in open_files().items():
+        if target == "anon_inode:bpf-prog":
+            text = pathlib.Path(f"/proc/self/fdinfo/{fd}").read_text()
+            types.append(dict(line.split(":\t", 1) for line in text.splitlines())["prog_type"])
+    return sorted(types)
+
+
+def test_programs_are_told_the_types_of_what_tracepoints_give_them() -> None:
+    """Else each would be slower by half, and nothing would show it."""
+    with ExecTracer(failed=True, forks=True, exits=True):
+        assert program_types() == [RAW_TRACEPOINT, TRACING, TRACING, TRACING]
+    assert program_types() == []
+
+
+def test_a_kernel_that_refuses_typed_programs_is_traced_without(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def load(code: bpf.Code, name: str) -> int:
+        if code.arguments:
+            raise LoadError(errno.EACCES, f"program {name!r}", "R1 invalid mem access")
+        return real(code, name)
+
+    real = bpf.program_load
+    monkeypatch.setattr(bpf, "program_load", load)
+    with caplog.at_level(logging.INFO, "execwatch"):
+        tracer = ExecTracer(Filter(ppids=os.getpid()), failed=True, forks=True, exits=True, capture=CAPTURE)
+        with tracer:
+            assert program_types() == [RAW_TRACEPOINT] * 4
+            subprocess.run(["/bin/true"], check=True)
+            kinds = [event.kind for event in tracer.read(timeout=0)]
+            tracer.processes  # noqa: B018  loads the same programs, or others
+            assert program_types() == [RAW_TRACEPOINT] * 4
+    assert kinds == ["fork", "exec", "exit"]
+    assert "refuses typed programs" in caplog.text
+    assert program_types() == []
+
+
+def test_what_is_refused_either_way_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(code: bpf.Code, name: str) -> int:
+        raise LoadError(errno.EACCES, f"program {name!r}", f"said of {code.arguments > 0}")
+
+    monkeypatch.setattr(bpf, "program_load", load)
+    before = open_files()
+    with pytest.raises(LoadError) as raised:
+        ExecTracer().start()
+    assert raised.value.log == "said of False"
+    assert open_files() == before
 
 
 def array_of(layout: wire.Layout) -> Tuple[int, dict[str, str]]:
@@ -238,7 +296,7 @@ def test_what_is_switched_while_programs_run_is_not_frozen() -> None:
 ALL: dict[str, Any] = {"capture": CAPTURE, "env": True, "failed": True, "forks": True, "exits": True}
 
 #: What is found by a walk, which takes blocks.
-WALKED = ("cgroup_path", "container", "cwd", "exe.path")
+WALKED = ("cwd", "exe.path")
 #: Each tracer's programs have a clock reading of their own.
 OWN = ("time_ns", "boottime_ns", "exec_boottime_ns")
 
@@ -254,10 +312,15 @@ def fields(event: ProcessEvent) -> dict[str, Any]:
     return found
 
 
-def test_members_that_lie_apart_tell_the_same(
-    programs: Callable[[str], str], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("apart", [False, True])
+def test_without_types_the_same_is_told(
+    programs: Callable[[str], str], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, apart: bool
 ) -> None:
-    """Two tracers of the same processes: for one no two members are near each other, as with RANDSTRUCT."""
+    """Two tracers of the same processes: the kernel tells one of them no types.
+
+    Args:
+        apart: And no two members are near each other, as with RANDSTRUCT: then mounts can't be walked.
+    """
     for path in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
         path.chmod(0o755)
     # The file's owner and group are told by what the program gains.
@@ -267,11 +330,13 @@ def test_members_that_lie_apart_tell_the_same(
     hold.chmod(0o6755)
     script = f"/no/such/program; exec {hold} 'an argument'"
     near = offsets.load()
-    apart = {name: 0 if name.startswith(("first_", "size_")) else value for name, value in near.items()}
-    apart.update({name: wire.ABSENT for name in near if name.startswith("at_")})
+    changed = {name: wire.ABSENT if name.startswith("type_") else value for name, value in near.items()}
+    if apart:
+        changed.update({name: 0 for name in near if name.startswith(("first_", "size_"))})
+        changed.update({name: wire.ABSENT for name in near if name.startswith("at_")})
     mine = Filter(descendants_of=os.getpid())
     with ExecTracer(mine, **ALL) as tracer:
-        monkeypatch.setattr(offsets, "load", lambda: apart)
+        monkeypatch.setattr(offsets, "load", lambda: changed)
         with ExecTracer(mine, **ALL) as other:
             # A session of its own: one whose leader is in no pid namespace of ours has no id.
             options: dict[str, Any] = {"cwd": tmp_path, "start_new_session": True}
@@ -291,7 +356,7 @@ def test_members_that_lie_apart_tell_the_same(
         for name in expected:
             if name in OWN:
                 assert (told[name] is None) == (expected[name] is None), name
-            elif name in WALKED:
+            elif apart and name in WALKED:
                 assert told[name] is None, name
             else:
                 assert told[name] == expected[name], f"{name} of {expected['kind']}"
@@ -350,7 +415,7 @@ def test_kprobes_work_or_the_option_that_is_missing_is_named() -> None:
 
 
 def test_auto_takes_kprobes_where_there_is_no_tracepoint(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(name: str, program: int) -> int:
+    def refuse(name: str, program: int, *, typed: bool) -> int:
         raise NotSupportedError(f"tracepoint {name}")
 
     monkeypatch.setattr(bpf, "raw_tracepoint_open", refuse)

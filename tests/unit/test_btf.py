@@ -97,6 +97,20 @@ def small() -> Blob:
     return blob
 
 
+def test_a_typedef_is_known_by_its_number() -> None:
+    blob = small()
+    integer, none = 1, 0
+    prototype = blob.add(FUNC_PROTO, "", none, [0, integer, 0, integer, 0, integer], parts=3)
+    last = blob.add(TYPEDEF, "btf_trace_sched", blob.add(PTR, "", prototype))
+    types = blob.read()
+    assert types.typedef("btf_trace_sched") == last == len(blob.types)
+    assert types.parameters("btf_trace_sched") == 3
+    for other in ("btf_trace", "ns_common", "int", ""):
+        assert types.typedef(other) is None
+        assert types.parameters(other) is None
+    assert types.parameters("ns_t") is None
+
+
 @pytest.mark.parametrize(
     ("structure", "path", "offset"),
     [

@@ -3,14 +3,14 @@ from __future__ import annotations
 import os
 import pathlib
 import struct
-from typing import Any, Callable, Dict, List, Tuple
+from typing import Any, Dict, List, Tuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from execwatch.kernel import bpf
-from execwatch.kernel.image import MapDefinition, Program, ProgramImage
+from execwatch.kernel.image import TRACING, MapDefinition, Program, ProgramImage
 from execwatch.kernel.loader import LoadedImage, possible_cpus, relocate
 
 #: r1 = map, of 16 bytes; r0 = 0; exit.
@@ -112,20 +112,26 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> List[Tuple[Any, ...]]:
     calls: List[Tuple[Any, ...]] = []
     names: Dict[int, str] = {}
 
-    def make(what: str, name_at: int) -> Callable[..., int]:
-        def call(*arguments: Any) -> int:
-            fd = os.open("/dev/null", os.O_RDONLY)
-            names[fd] = arguments[name_at]
-            calls.append((what, arguments[name_at]))
-            return fd
+    def create(*arguments: Any) -> int:
+        fd = os.open("/dev/null", os.O_RDONLY)
+        names[fd] = arguments[-1]
+        calls.append(("create", arguments[-1]))
+        return fd
 
-        return call
+    def load(code: bpf.Code, name: str) -> int:
+        calls.append(("load", name, *((code.type, code.arguments) if code.arguments else ())))
+        return os.open("/dev/null", os.O_RDONLY)
+
+    def attach(name: str, program: int, *, typed: bool) -> int:
+        calls.append(("attach", name, typed))
+        return -1
 
     def update(fd: int, key: bytes, value: bytes) -> None:
         calls.append(("update", names[fd], key, value))
 
-    monkeypatch.setattr(bpf, "map_create", make("create", 5))
-    monkeypatch.setattr(bpf, "program_load", make("load", 3))
+    monkeypatch.setattr(bpf, "map_create", create)
+    monkeypatch.setattr(bpf, "program_load", load)
+    monkeypatch.setattr(bpf, "raw_tracepoint_open", attach)
     monkeypatch.setattr(bpf, "map_update", update)
     monkeypatch.setattr(bpf, "map_freeze", lambda fd: calls.append(("freeze", names[fd])))
     return calls
@@ -151,7 +157,7 @@ VALUE = b"constant"
 
 
 def test_a_map_is_written_and_frozen_before_any_program_is_loaded(asked: List[Tuple[Any, ...]]) -> None:
-    LoadedImage(TWO, ["raw_tracepoint__a"], {}, {"config": VALUE}).close()
+    LoadedImage(TWO, ["raw_tracepoint__a"], {}, {"config": VALUE}, {}).close()
     assert asked == [
         ("create", "config"),
         ("update", "config", bytes(4), VALUE),
@@ -163,15 +169,25 @@ def test_a_map_is_written_and_frozen_before_any_program_is_loaded(asked: List[Tu
 
 def test_programs_that_come_later_find_it_frozen(asked: List[Tuple[Any, ...]]) -> None:
     """To write it again would be refused."""
-    image = LoadedImage(TWO, ["raw_tracepoint__a"], {}, {"config": VALUE})
+    image = LoadedImage(TWO, ["raw_tracepoint__a"], {}, {"config": VALUE}, {})
     del asked[:]
     image.load(TWO, ["raw_tracepoint__b", "raw_tracepoint__a"])
     assert asked == [("create", "late"), ("load", "b")]
     image.close()
 
 
+def test_programs_are_told_the_types_of_their_tracepoints(asked: List[Tuple[Any, ...]]) -> None:
+    image = LoadedImage(TWO, ["raw_tracepoint__a", "raw_tracepoint__c"], {}, {"config": VALUE}, {"a": 77})
+    assert [call for call in asked if call[0] == "load"] == [("load", "a", TRACING, 77), ("load", "c")]
+    del asked[:]
+    image.attach("raw_tracepoint__a", "a")
+    image.attach("raw_tracepoint__c", "c")
+    assert asked == [("attach", "a", True), ("attach", "c", False)]
+    image.close()
+
+
 def test_what_no_program_uses_is_not_made(asked: List[Tuple[Any, ...]]) -> None:
-    LoadedImage(TWO, ["raw_tracepoint__c"], {}, {"config": VALUE, "other": VALUE}).close()
+    LoadedImage(TWO, ["raw_tracepoint__c"], {}, {"config": VALUE, "other": VALUE}, {}).close()
     assert asked == [("create", "plain"), ("load", "c")]
 
 
@@ -184,6 +200,6 @@ def test_a_map_that_can_not_be_frozen_leaves_nothing_open(
     monkeypatch.setattr(bpf, "map_freeze", refuse)
     before = os.listdir("/proc/self/fd")
     with pytest.raises(OSError, match="Invalid argument"):
-        LoadedImage(TWO, ["raw_tracepoint__a"], {}, {"config": VALUE})
+        LoadedImage(TWO, ["raw_tracepoint__a"], {}, {"config": VALUE}, {})
     assert os.listdir("/proc/self/fd") == before
     assert [call[0] for call in asked] == ["create", "update"]
