@@ -9,7 +9,7 @@ from typing import Any, Dict, Iterator, List
 
 from benchmarks.measure import Figure, Programs
 from benchmarks.storm import kernel_time
-from execwatch import ExecTracer, Filter, wire
+from execwatch import ExecTracer, Filter, decoder
 from execwatch.tracer import CAPTURE
 
 _EXECS, _DECODES = 101, 50
@@ -52,5 +52,5 @@ def decoding_time(programs: Programs, options: Dict[str, Any]) -> float:
     started = time.process_time()
     for _ in range(_DECODES):
         for start in starts:
-            wire.decode(data, start, clock, env)
+            decoder.decode(data, start, clock, env)
     return (time.process_time() - started) / (_DECODES * _EXECS) * 1e6

@@ -18,7 +18,7 @@ import attrs
 
 from benchmarks.made import BATCH, event, execs, lives, records
 from benchmarks.measure import Figure, Programs
-from execwatch import Filter, formats, render, replay, wire
+from execwatch import Filter, decoder, formats, render, replay
 from execwatch.cli import rows, screen
 from execwatch.events import AnyEvent, ExecEvent
 from execwatch.filters import Matcher
@@ -155,7 +155,7 @@ def _decode(size: int, keep: bool = False) -> float:
     seconds = 0.0
     for data, starts in records(size):
         started = time.process_time()
-        events = [wire.decode(data, start, CLOCK)[0] for start in starts]
+        events = [decoder.decode(data, start, CLOCK)[0] for start in starts]
         seconds += time.process_time() - started
         kept = [*events] if not keep else kept
         kept.extend(events if keep else ())
@@ -362,14 +362,14 @@ def _texts() -> Iterator[Case]:
 
 def _text_cost(argv: bytes, work: Callable[[bytes, ExecEvent], object]) -> float:
     data = record(b"/bin/true\0", b"", argv + b"\0")
-    event: Any = wire.decode(data, 0, CLOCK)[0]
+    event: Any = decoder.decode(data, 0, CLOCK)[0]
     repeat = max(1, 10_000 // len(argv))
     seconds = min(_once(lambda: [work(data, event) for _ in range(repeat)]) for _ in range(3))
     return seconds / repeat / len(argv)
 
 
 _WORKS: Dict[str, Callable[[bytes, ExecEvent], object]] = {
-    "decode": lambda data, event: wire.decode(data, 0, CLOCK),
+    "decode": lambda data, event: decoder.decode(data, 0, CLOCK),
     "render": lambda data, event: render.command_line(event.argv),
     "to_dict": lambda data, event: event.to_dict(),
     "HTML": lambda data, event: render.html(event.command_line),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from typing import Any, Iterator, List, Tuple
 
-from execwatch import wire
+from execwatch import decoder, wire
 from tests.unit.records import CLOCK, record
 
 #: Events that come out of the ring at once.
@@ -32,7 +32,7 @@ def records(count: int) -> Iterator[Tuple[bytes, List[int]]]:
 def execs(count: int) -> Iterator[List[Any]]:
     """Yield batches of such execs."""
     for data, starts in records(count):
-        yield [wire.decode(data, start, CLOCK)[0] for start in starts]
+        yield [decoder.decode(data, start, CLOCK)[0] for start in starts]
 
 
 def lives(count: int, relay: bool = False, first: int = 0) -> Iterator[List[Any]]:
@@ -65,7 +65,7 @@ def event(kind: str, number: int, parent: int) -> Any:
     data, start_ns = _TEMPLATES[kind], _start_ns(number)
     _set(data, 0, pid=2 + number, ppid=2 + parent, start_boottime_ns=start_ns)
     _set(data, 0, parent_start_boottime_ns=_start_ns(parent), boottime_ns=start_ns + _AFTER_NS[kind])
-    return wire.decode(bytes(data), 0, CLOCK)[0]
+    return decoder.decode(bytes(data), 0, CLOCK)[0]
 
 
 def _start_ns(number: int) -> int:

@@ -14,7 +14,7 @@ from typing import Any, Callable, Dict, Iterator, List
 import pytest
 
 from benchmarks import growth, made
-from execwatch import Filter, formats, replay, wire
+from execwatch import Filter, decoder, formats, replay
 from execwatch.cli import rows, screen
 from execwatch.events import ExecEvent
 from execwatch.filters import Matcher
@@ -43,7 +43,7 @@ def execs() -> List[Any]:
 
 def test_decode(benchmark: Benchmark) -> None:
     ((data, starts),) = made.records(made.BATCH)
-    events = benchmark(lambda: [wire.decode(data, start, CLOCK)[0] for start in starts])
+    events = benchmark(lambda: [decoder.decode(data, start, CLOCK)[0] for start in starts])
     assert {event.comm for event in events} == {"gcc"}
 
 

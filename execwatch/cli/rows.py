@@ -13,6 +13,8 @@ from execwatch.events import AnyEvent, ExecEvent, FailedExecEvent
 if TYPE_CHECKING:
     from execwatch.cli.screen import Line
 
+_MS, _HALF_MS = 1_000_000, 500_000
+
 #: An event's line, in its parts.
 Row = Callable[[Union[ExecEvent, FailedExecEvent]], "Line"]
 
@@ -36,11 +38,11 @@ def table_row(start_ns: int, *, time_of_day: bool, seconds: bool) -> Row:
     def row(event: Union[ExecEvent, FailedExecEvent]) -> Line:
         times = _clock(event.time_ns // 1_000_000_000) if time_of_day else ""
         if seconds:
-            times += f"{(event.boottime_ns - start_ns) / 1e9:<7.3f} "
+            times += _seconds((event.boottime_ns - start_ns + _HALF_MS) // _MS)
         ppid = "?" if event.ppid is None else event.ppid
         return [
             (times, "aside"),
-            (f"{render.escape(event.comm):<16} ", "name"),
+            (_name(event.comm), "name"),
             (f"{event.pid:<7} {ppid:<7} ", "aside"),
             (f"{event.retval:>3} ", "bad" if event.retval else ""),
             (arguments(event), ""),
@@ -57,11 +59,11 @@ def plain_row(
     def row(event: Union[ExecEvent, FailedExecEvent]) -> str:
         times = _clock(event.time_ns // 1_000_000_000) if time_of_day else ""
         if seconds:
-            times += "%-7.3f " % ((event.boottime_ns - start_ns) / 1e9)
+            times += _seconds((event.boottime_ns - start_ns + _HALF_MS) // _MS)
         ppid = event.ppid
-        return "%s%-16s %-7d %-7s %3d %s\n" % (  # noqa: UP031  half the time of an f-string's formats
+        return "%s%s%-7d %-7s %3d %s\n" % (  # noqa: UP031  half the time of an f-string's formats
             times,
-            render.escape(event.comm),
+            _name(event.comm),
             event.pid,
             "?" if ppid is None else ppid,
             event.retval,
@@ -89,6 +91,8 @@ def arguments(event: Union[ExecEvent, FailedExecEvent]) -> str:
     begins with a parenthesis stands in quotes.
     """
     argv, filename = event.argv, event.filename
+    if argv and argv[0] == filename and event.argv_status == "complete":  # as most are
+        return render.command_line(argv)
     if event.argv_status == "unreadable" or argv is None:
         return f"{render.quote(filename or '?')} (arguments unreadable)"
     script = isinstance(event, ExecEvent) and event.interp != filename
@@ -96,6 +100,16 @@ def arguments(event: Union[ExecEvent, FailedExecEvent]) -> str:
         argv = (filename, *argv[1:])
     line = render.command_line(argv)
     return f"{line} ..." if event.argv_status == "truncated" else line
+
+
+@lru_cache(maxsize=256)
+def _name(comm: str) -> str:
+    return f"{render.escape(comm):<16} "
+
+
+@lru_cache(maxsize=8)
+def _seconds(milliseconds: int) -> str:
+    return f"{milliseconds / 1000:<7.3f} "
 
 
 @lru_cache(maxsize=8)

@@ -81,13 +81,14 @@ class Ring:
     def _scan(self, at: int, stop: int, position: int, starts: List[int]) -> int:
         """Note where finished records begin, relative to ``position``; return the position behind."""
         words, mask, append = self._views[2], self._size - 1, starts.append
+        data = _HEAD - position
         while at < stop:
             head = words[(at & mask) >> 2]
-            if head & _BUSY:
+            if head <= _LENGTH:
+                append(at + data)
+            elif head & _BUSY:
                 break
-            if not head & _DISCARD:
-                append(at - position + _HEAD)
-            at += ((head & _LENGTH) + _HEAD + 7) & ~7
+            at += ((head & _LENGTH) + _HEAD + 7) & -8
         return at
 
     def release(self, position: int) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, List, NamedTuple, Optiona
 
 import attrs
 
-from execwatch import wire
+from execwatch import decoder, wire
 from execwatch.errors import LoadError, NotSupportedError
 from execwatch.events import AnyEvent, AnyProcessEvent, LostEvents
 from execwatch.filters import Filter, container_test, user_exclusion, user_part
@@ -103,7 +103,7 @@ class KernelSource:
         self._planned = frozenset(plan.programs.values())
         self._kinds = plan.kinds
         self._missed = 0
-        self._demand = wire.Demand()
+        self._demand = decoder.Demand()
         self._left = 0  # events of the last batch that have not been decoded whole
         try:
             if options.buffer == "perf":
@@ -170,41 +170,45 @@ class KernelSource:
         return self._decode(data, starts, position._replace(buffer=behind))
 
     def _decode(self, data: bytes, starts: List[int], position: Position) -> Batch:
+        whole = self._is_all_wanted(len(starts))
+        events, marks, errors = decoder.decode_all(data, starts, self._clock, self._env, self._demand, whole)
+        for error in errors:
+            _log_undecodable(error)
+        if marks or self._tracking or self._include or self._exclude:
+            return self._sort_out(events, marks, position)._replace(undecodable=len(errors))
+        # Two CPUs can step over each other by less than a microsecond.
+        events.sort(key=_boottime)
+        return Batch(events, position, undecodable=len(errors))
+
+    def _sort_out(
+        self, decoded: List[AnyProcessEvent], marks: Dict[int, Tuple[int, int]], position: Position
+    ) -> Batch:
+        """Leave out what the filter does, and tell of gaps.
+
+        Args:
+            marks: As in :class:`execwatch.decoder.Decoded`.
+        """
         events: List[AnyEvent] = []
         history: List[AnyEvent] = []
-        tracking, kinds = self._tracking, self._kinds
-        add, decode, clock, env = events.append, wire.decode, self._clock, self._env
-        demand: Optional[wire.Demand] = self._demand
-        wanted = self._is_all_wanted(len(starts))
-        passes = self._passes if self._include or self._exclude else None
         told = dict(position.ledger.told)
         filtered: Dict[str, int] = {}
-        undecodable = 0
-        for start in starts:
-            try:
-                event, lost, flags = decode(data, start, clock, env, demand)
-            except ValueError as exc:
-                undecodable += 1
-                _log_undecodable(exc)
-                continue
-            if wanted:
-                demand = None
+        for number, event in enumerate(decoded):
+            lost, flags = marks.get(number, (0, 0))
             if lost:
                 self._gaps(self._losses.before(event, lost, told), events, history)
-            if tracking:
+            if self._tracking:
                 history.append(event)
-                if event.kind not in kinds:
+                if event.kind not in self._kinds:
                     continue
-            if not flags & _UNWANTED and (passes is None or passes(event, flags)):
-                add(event)
+            if not flags & _UNWANTED and self._passes(event, flags):
+                events.append(event)
             else:
                 filtered[event.kind] = filtered.get(event.kind, 0) + 1
-        # Two CPUs can step over each other by less than a microsecond.
         events.sort(key=_boottime)
         history.sort(key=_boottime)
         if told:
             position = position._replace(ledger=position.ledger._replace(told=tuple(told.items())))
-        return Batch(events, position, filtered, undecodable, history)
+        return Batch(events, position, filtered, history=history)
 
     def _is_all_wanted(self, count: int) -> bool:
         """Whether events shall be decoded whole, all but the first of so many.

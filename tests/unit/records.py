@@ -7,7 +7,7 @@ import pathlib
 import re
 from typing import Any, Dict, Mapping, Optional
 
-from execwatch import wire
+from execwatch import decoder, wire
 from execwatch.build import source
 
 CLOCK = wire.Clock(boot_id="b007", tick_ns=10_000_000, offset_ns=1_000_000_000_000)
@@ -141,7 +141,7 @@ def record(
 
 def decoded(*args: bytes, wanted: wire.EnvNames = False, **members: Any) -> Any:
     """Return the event of such a record; ``wanted`` of its environment."""
-    return wire.decode(record(*args, **members), 0, CLOCK, wanted)[0]
+    return decoder.decode(record(*args, **members), 0, CLOCK, wanted)[0]
 
 
 def without(*bits: str) -> int:

@@ -18,6 +18,7 @@ from execwatch import (
     ForkEvent,
     Namespaces,
     Session,
+    decoder,
     wire,
 )
 
@@ -58,7 +59,7 @@ IDENTITY: Dict[str, Any] = {
 
 def test_every_member_becomes_the_field_of_its_name() -> None:
     flags = wire.FLAGS["EXCLUDED"]
-    event, lost, seen_flags = wire.decode(record(flags=flags), 0, CLOCK, True)
+    event, lost, seen_flags = decoder.decode(record(flags=flags), 0, CLOCK, True)
     assert (lost, seen_flags) == (12, flags)
     everything = {
         **IDENTITY,
@@ -274,8 +275,8 @@ def test_a_name_without_nul_is_taken_whole() -> None:
 def test_records_are_found_where_they_begin() -> None:
     first, second = record(pid=1), record(b"/second\0", pid=2)
     data = b"\xaa" * 8 + first + b"\xbb" * 3 + second
-    assert wire.decode(data, 8, CLOCK)[0].pid == 1
-    event = wire.decode(data, 8 + len(first) + 3, CLOCK)[0]
+    assert decoder.decode(data, 8, CLOCK)[0].pid == 1
+    event = decoder.decode(data, 8 + len(first) + 3, CLOCK)[0]
     assert (event.pid, event.filename) == (2, "/second")
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from execwatch import ProcessEvent, event_from_dict, wire
+from execwatch import ProcessEvent, decoder, event_from_dict, wire
 
 from .records import CLOCK, MEMBERS, MEMBERS_OF_CONTEXT, STRINGS, decoded, record
 
@@ -19,7 +19,7 @@ WANTED = st.sampled_from([False, True, frozenset({"LANG", "\udcff"})])
 def decode_or_refuse(data: bytes, at: int, wanted: wire.EnvNames) -> None:
     """Anything but a ValueError fails the test; and what comes out is an event like any."""
     try:
-        event, _, _ = wire.decode(data, at, CLOCK, wanted)
+        event, _, _ = decoder.decode(data, at, CLOCK, wanted)
     except ValueError:
         return
     assert isinstance(event, ProcessEvent)
@@ -52,7 +52,7 @@ def test_whatever_the_members_are_it_is_an_event(
 ) -> None:
     members = {**members, "kind": kind, "flags": members.get("flags", 0) & 0xFFFF}
     data = record(**strings, context=context, **members)
-    wire.decode(data, 0, CLOCK, wanted)
+    decoder.decode(data, 0, CLOCK, wanted)
     decode_or_refuse(data, 0, wanted)
 
 
@@ -72,7 +72,7 @@ def test_a_time_that_no_event_has_room_for_is_refused(boottime_ns: int) -> None:
     decode_or_refuse(data, 0, False)
     if boottime_ns > 2**62:
         with pytest.raises(ValueError, match="no machine has reached"):
-            wire.decode(data, 0, CLOCK)
+            decoder.decode(data, 0, CLOCK)
 
 
 @given(
@@ -91,10 +91,10 @@ def test_wrong_sizes_are_an_event_or_a_value_error(members: Any, cut: int, text:
 @pytest.mark.parametrize("kind", wire.KINDS.values(), ids=wire.KINDS)
 def test_a_record_that_is_cut_is_refused_wherever(kind: int) -> None:
     data = record(kind=kind)
-    wire.decode(data, 0, CLOCK, True)
+    decoder.decode(data, 0, CLOCK, True)
     for length in range(len(data)):
         with pytest.raises(ValueError, match="record"):
-            wire.decode(data[:length], 0, CLOCK, True)
+            decoder.decode(data[:length], 0, CLOCK, True)
 
 
 @pytest.mark.parametrize("name", STRINGS)
@@ -103,7 +103,7 @@ def test_a_record_that_is_cut_is_refused_wherever(kind: int) -> None:
 def test_a_string_that_is_longer_than_its_record_is_refused(name: str, kind: int, more: int) -> None:
     strings = dict.fromkeys(STRINGS, b"")
     with pytest.raises(ValueError, match="strings up to"):
-        wire.decode(record(**strings, kind=kind, **{f"{name}_size": more}), 0, CLOCK)
+        decoder.decode(record(**strings, kind=kind, **{f"{name}_size": more}), 0, CLOCK)
 
 
 def test_an_exec_without_room_for_its_context_is_refused() -> None:
@@ -111,22 +111,22 @@ def test_an_exec_without_room_for_its_context_is_refused() -> None:
     size = wire.struct_of(wire.RECORD).size
     head = record(kind=wire.KINDS["EXEC"], size=size, **dict.fromkeys(SIZES[1:], 0))[:size]
     with pytest.raises(ValueError, match="strings up to"):
-        wire.decode(head, 0, CLOCK)
+        decoder.decode(head, 0, CLOCK)
     with pytest.raises(ValueError, match="strings up to"):
-        wire.decode(head + bytes(1000), 0, CLOCK)
+        decoder.decode(head + bytes(1000), 0, CLOCK)
     fork = record(kind=wire.KINDS["FORK"], size=size, **dict.fromkeys(SIZES[1:], 0))[:size]
-    assert wire.decode(fork, 0, CLOCK)[0].kind == "fork"
+    assert decoder.decode(fork, 0, CLOCK)[0].kind == "fork"
 
 
 @pytest.mark.parametrize("kind", [4, 65535])
 def test_other_kinds_are_refused(kind: int) -> None:
     with pytest.raises(ValueError, match=f"kind {kind}"):
-        wire.decode(record(kind=kind), 0, CLOCK)
+        decoder.decode(record(kind=kind), 0, CLOCK)
 
 
 def test_a_record_never_reads_into_the_next_one() -> None:
     size = len(record())
     with pytest.raises(ValueError, match=f"record of {size} bytes"):
-        wire.decode(record(argv_size=8) + record(), 0, CLOCK)
+        decoder.decode(record(argv_size=8) + record(), 0, CLOCK)
     with pytest.raises(ValueError, match=f"record of {size + 1} bytes, {size} there"):
-        wire.decode(record(size=size + 1), 0, CLOCK)
+        decoder.decode(record(size=size + 1), 0, CLOCK)

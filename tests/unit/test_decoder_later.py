@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from execwatch import ExecEvent, wire
+from execwatch import ExecEvent, decoder, wire
 from execwatch.formats import ndjson
 
 from .records import CLOCK, STRINGS, record
@@ -21,11 +21,11 @@ KINDS = sorted(wire.KINDS.values())
 NAMES = dict(zip(wire.KINDS.values(), wire.KINDS))
 
 
-def both(data: bytes, env: wire.EnvNames = False) -> Tuple[Any, Any, wire.Demand]:
+def both(data: bytes, env: wire.EnvNames = False) -> Tuple[Any, Any, decoder.Demand]:
     """The event decoded at once, the same decoded later, and how often the second was asked."""
-    demand = wire.Demand()
-    whole, lost, flags = wire.decode(data, 0, CLOCK, env)
-    later, *rest = wire.decode(data, 0, CLOCK, env, demand)
+    demand = decoder.Demand()
+    whole, lost, flags = decoder.decode(data, 0, CLOCK, env)
+    later, *rest = decoder.decode(data, 0, CLOCK, env, demand)
     assert rest == [lost, flags]
     return whole, later, demand
 
@@ -134,10 +134,10 @@ def test_whatever_is_done_with_it(use: Callable[[Any], Any], kind: int) -> None:
 
 def test_it_does_not_depend_on_the_buffer_that_it_came_from() -> None:
     data = bytearray(record())
-    demand = wire.Demand()
-    later, _, _ = wire.decode(bytes(data), 0, CLOCK, False, demand)
-    whole, _, _ = wire.decode(record(), 0, CLOCK)
-    behind, _, _ = wire.decode(b"x" * 7 + record(), 7, CLOCK, False, demand)
+    demand = decoder.Demand()
+    later, _, _ = decoder.decode(bytes(data), 0, CLOCK, False, demand)
+    whole, _, _ = decoder.decode(record(), 0, CLOCK)
+    behind, _, _ = decoder.decode(b"x" * 7 + record(), 7, CLOCK, False, demand)
     assert later == whole == behind
 
 
@@ -203,7 +203,7 @@ def test_ctrl_c_in_the_middle_costs_nothing(after: int, monkeypatch: pytest.Monk
 
     with monkeypatch.context() as patched:
         for table in ("_WHO", "_WHAT"):
-            patched.setattr(wire, table, tuple(map(interrupted, getattr(wire, table))))
+            patched.setattr(decoder, table, tuple(map(interrupted, getattr(decoder, table))))
         with pytest.raises(KeyboardInterrupt):
             _ = later.process_key
     assert [is_there(later, name) for name in names].count(True) == after
@@ -231,8 +231,8 @@ def test_it_stays_frozen() -> None:
 
 def test_threads_that_ask_at_once_get_the_same() -> None:
     data = [record(pid=number) for number in range(301)]
-    events = [wire.decode(one, 0, CLOCK, False, wire.Demand())[0] for one in data]
-    expected = [wire.decode(one, 0, CLOCK)[0] for one in data]
+    events = [decoder.decode(one, 0, CLOCK, False, decoder.Demand())[0] for one in data]
+    expected = [decoder.decode(one, 0, CLOCK)[0] for one in data]
     threads, found = 4, []
     ready = threading.Barrier(threads)
 
