@@ -199,6 +199,7 @@ OFFSETS: Mapping[str, Tuple[str, str]] = {
     "kernfs_node_name": ("kernfs_node", "name"),
     "task_cred": ("task_struct", "cred"),
     "task_loginuid": ("task_struct", "loginuid"),
+    "task_sessionid": ("task_struct", "sessionid"),
     "task_fs": ("task_struct", "fs"),
     "cred_uid": ("cred", "uid"),
     "cred_caps": ("cred", "cap_inheritable"),
@@ -252,7 +253,6 @@ OFFSETS: Mapping[str, Tuple[str, str]] = {
 #: other (CONFIG_RANDSTRUCT), its offset is ABSENT.
 RUNS: Mapping[str, Tuple[int, Tuple[str, ...]]] = {
     "cred_uid": (4, ("uid", "gid", "suid", "sgid", "euid", "egid", "fsuid", "fsgid")),
-    "task_loginuid": (4, ("loginuid", "sessionid")),
     "cred_caps": (8, ("cap_inheritable", "cap_permitted", "cap_effective", "cap_bset", "cap_ambient")),
 }
 #: Pointers that are read in one go, by a name of our own: they have to lie within BLOCK_SIZE_MAX bytes.

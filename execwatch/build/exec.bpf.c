@@ -118,8 +118,9 @@ struct how {
 
 /* Where the verifier knows what a pointer points at (PTR_TO_BTF_ID: an argument of a tracepoint, and
  * what is read through one), a program reads by itself; else it has to call a helper, which takes ten
- * times as long. Either way a bad pointer does no harm: 0 is read. Whether this kernel tells the
- * types is in the configuration; volatile, so that the verifier has the constant before its eyes. */
+ * times as long. Either way a bad pointer does no harm: 0 is read (see TRACEPOINTS in offsets.py for kernels
+ * that are not asked to). Whether this kernel tells the types is in the configuration; volatile, so
+ * that the verifier has the constant before its eyes. */
 #define TYPED(h) ((h)->typed && ((const volatile struct config *)(h)->cfg)->typed)
 
 /* In one piece: LLVM must not add before it is known that there is such a member. */
@@ -299,12 +300,10 @@ INLINE u64 now(const struct how *h)
     return bpf_ktime_get_boot_ns() + h->cfg->boot_offset_ns;
 }
 
-INLINE bool read_start(const struct how *h, u64 *to, const void *leader)
+/* No event can do without this member. */
+INLINE u64 start_of(const struct how *h, const void *leader)
 {
-    u64 start = U64(leader, task_start_boottime);
-
-    *to = start + h->cfg->boot_offset_ns;
-    return leader != NULL;
+    return U64(leader, task_start_boottime) + h->cfg->boot_offset_ns;
 }
 
 INLINE u64 start_ticks(const struct how *h, u64 start_boottime_ns)
@@ -319,14 +318,17 @@ INLINE void *cgroup_of(const struct how *h, const void *task)
 
     if (h->cfg->cgroup_index == ABSENT)
         return POINTER(set, css_set_dfl_cgrp);
+    if (!HAS(css_set_subsys))
+        return NULL;
     u64 state = read_u64(h, set, h->cfg->offset_css_set_subsys + 8 * h->cfg->cgroup_index);
     return POINTER((void *)state, css_cgroup);
 }
 
 /* ---- Who: the head of a record ---------------------------------------------- */
 
-/* What several parts of a program need of a process, looked up once: of a pointer that is an argument's
- * member the verifier looks for the type's name in all of the kernel's. */
+/* What several parts of a program need of a process, looked up once: for each pointer that is read through
+ * an argument, verifiers since Linux 6.3 search all of the kernel's types for a list of members to be
+ * trusted, which takes half a millisecond. */
 struct process {
     void *leader;
     void *proxy;
@@ -347,8 +349,10 @@ INLINE void read_parent(const struct how *h, struct record *r, void *task, u32 l
     r->ppid = visible_pid(h, leader, level);
     if (r->ppid)
         r->valid |= VALID_PPID;
-    if (read_start(h, &r->parent_start_boottime_ns, leader))
+    if (leader) {
+        r->parent_start_boottime_ns = start_of(h, leader);
         r->valid |= VALID_PARENT_START;
+    }
     if (read_comm(h, r->parent_comm, leader))
         r->valid |= VALID_PARENT_COMM;
 }
@@ -364,8 +368,8 @@ INLINE void read_identity(const struct how *h, struct record *r, const struct pr
     r->uid = ids;
     r->gid = ids >> 32;
     bpf_get_current_comm(&r->comm, COMM_SIZE);
-    if (read_start(h, &r->start_boottime_ns, leader))
-        r->valid |= VALID_START;
+    r->start_boottime_ns = start_of(h, leader);
+    r->valid |= VALID_START;
     r->cgroup_id = U64(POINTER(p->cgroup, cgroup_kn), kernfs_node_id);
     if (r->cgroup_id)
         r->valid |= VALID_CGROUP;
@@ -643,10 +647,12 @@ INLINE void append_cgroup(const struct how *h, struct record *r, const struct pr
         r->flags |= FLAG_CGROUP_CUT;
     for (u32 i = 0; i < CGROUP_SKIP_MAX && *depth >= CGROUP_DEPTH_MAX; i++) {
         node = POINTER(node, kernfs_node_parent);
+        if (!node)
+            break;
         *depth -= 1;
     }
     r->cgroup_size = 0;
-    for (u32 i = 0; i < CGROUP_DEPTH_MAX; i++) {
+    for (u32 i = 0; i < CGROUP_DEPTH_MAX && node; i++) {
         void *parent = POINTER(node, kernfs_node_parent);
         if (!parent) {
             if (r->cgroup_size <= PATH_ROOM)
@@ -783,8 +789,8 @@ INLINE void read_creds(const struct how *h, struct exec_scratch *s, void *task, 
         read_members(&c->cap_inheritable, 40, cred, h->cfg->offset_cred_caps))
         s->record.valid |= VALID_CREDS;
     c->loginuid = HAS(task_loginuid) ? U32(task, task_loginuid) : ABSENT;
-    c->sessionid = HAS(task_loginuid) ? read_u32(h, task, h->cfg->offset_task_loginuid + 4) : ABSENT;
-    if (U32(POINTER(cred, cred_user_ns), user_namespace_level))
+    c->sessionid = HAS(task_sessionid) ? U32(task, task_sessionid) : ABSENT;
+    if (cred && U32(POINTER(cred, cred_user_ns), user_namespace_level))
         c->bits |= CONTEXT_USER_NS;
 }
 
@@ -822,7 +828,8 @@ INLINE void read_namespaces(const struct how *h, struct exec_scratch *s, const s
     c->ipc_ns = U32(POINTER(proxy, nsproxy_ipc_ns), ipc_namespace_inum);
     c->cgroup_ns = U32(POINTER(proxy, nsproxy_cgroup_ns), cgroup_namespace_inum);
     c->time_ns = U32(POINTER(proxy, nsproxy_time_ns), time_namespace_inum);
-    c->user_ns = U32(POINTER(cred, cred_user_ns), user_namespace_inum);
+    if (cred)
+        c->user_ns = U32(POINTER(cred, cred_user_ns), user_namespace_inum);
     s->record.valid |= VALID_NAMESPACES;
 }
 
@@ -877,6 +884,7 @@ INLINE void capture(const struct how *h, struct exec_scratch *s, const struct pr
     u32 asked = h->cfg->capture, own_level = 0;
     void *cred = NULL;
 
+    /* Never NULL; but verifiers of kernels that Clang has compiled want to see that. */
     if (asked & (CAPTURE_CREDS | CAPTURE_NAMESPACES))
         cred = POINTER(p->leader, task_cred);
     if (asked & (CAPTURE_NAMESPACES | CAPTURE_CONTAINER))
@@ -1298,13 +1306,10 @@ INLINE void follow_child(const struct how *h, struct counters *count, void *pare
     void *leader = POINTER(parent, task_group_leader);
     u32 parent_pid = visible_pid(h, leader, level);
     u32 child_pid = visible_pid(h, child, level);
-    u64 parent_start = 0, child_start = 0;
-
-    read_start(h, &parent_start, leader);
-    read_start(h, &child_start, child);
+    u64 parent_start = start_of(h, leader);
 
     struct tree_value member = {};
-    member.start_ticks = start_ticks(h, child_start);
+    member.start_ticks = start_ticks(h, start_of(h, child));
     member.parts = parts_of_tree(h, parent_pid, parent_start);
 
     /* While the loader brings in what runs already: log what is not (or not wholly)
@@ -1446,7 +1451,7 @@ INLINE int on_exit(struct bpf_raw_tracepoint_args *ctx, bool nested)
         return 0;
     /* Threads that go at once may each see the last one's zero: the first of them counts. */
     key.host_pid = U32(leader, task_tgid);
-    read_start(h, &key.start_boottime_ns, leader);
+    key.start_boottime_ns = start_of(h, leader);
     if ((h->cfg->exits || get_switches().track) && ended.insert(&key, &one))
         return 0;
     return on_last_exit(ctx, &k, task, signal);

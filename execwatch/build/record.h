@@ -204,6 +204,7 @@ struct config {
     u32 offset_kernfs_node_name;
     u32 offset_task_cred;
     u32 offset_task_loginuid;
+    u32 offset_task_sessionid;
     u32 offset_task_fs;
     u32 offset_cred_uid;
     u32 offset_cred_caps;

@@ -93,7 +93,7 @@ class KernelSource:
         try:
             self._image = _load(image, plan)
         except LoadError as exc:
-            if not plan.types:
+            if not plan.types or not exc.log:  # without: no verifier's word
                 raise
             _log_untyped(exc)
             plan = setup.plan(options, kernel_filter, self._clock, typed=False)

@@ -193,6 +193,8 @@ def test_the_verifier_takes_out_what_is_not_asked_for(name: str) -> None:
     assert 10 * steps_of(IMAGE, program, nothing()) < steps_of(IMAGE, program, everything())
 
 
+#: See offsets.TRACEPOINTS.
+TYPED = tuple(map(int, os.uname().release.split(".")[:2])) >= (5, 16)
 #: Of programs (include/uapi/linux/bpf.h), as fdinfo has them.
 RAW_TRACEPOINT, TRACING = "17", "26"
 
@@ -209,9 +211,23 @@ def program_types() -> List[str]:
 
 def test_programs_are_told_the_types_of_what_tracepoints_give_them() -> None:
     """Else each would be slower by half, and nothing would show it."""
+    told = TRACING if TYPED else RAW_TRACEPOINT
     with ExecTracer(failed=True, forks=True, exits=True):
-        assert program_types() == [RAW_TRACEPOINT, TRACING, TRACING, TRACING]
+        assert program_types() == [RAW_TRACEPOINT, told, told, told]
     assert program_types() == []
+
+
+@pytest.mark.parametrize(
+    "program",
+    [program for program in IMAGE.programs if program.target in offsets.TRACEPOINTS],
+    ids=lambda program: program.name,
+)
+def test_such_a_program_reads_by_itself(program: Program) -> None:
+    """A verifier that knows no types refuses that: for it the pointer is a number."""
+    frozen = {"config": wire.pack(wire.CONFIG, {**everything().config, "typed": 1})}
+    with pytest.raises(LoadError) as raised:
+        loader.LoadedImage(IMAGE, [program.name], {}, frozen, {})
+    assert "invalid mem access" in raised.value.log
 
 
 def test_a_kernel_that_refuses_typed_programs_is_traced_without(
@@ -230,10 +246,13 @@ def test_a_kernel_that_refuses_typed_programs_is_traced_without(
             assert program_types() == [RAW_TRACEPOINT] * 4
             subprocess.run(["/bin/true"], check=True)
             kinds = [event.kind for event in tracer.read(timeout=0)]
-            tracer.processes  # noqa: B018  loads the same programs, or others
-            assert program_types() == [RAW_TRACEPOINT] * 4
-    assert kinds == ["fork", "exec", "exit"]
-    assert "refuses typed programs" in caplog.text
+        assert kinds == ["fork", "exec", "exit"]
+        with ExecTracer() as tracer:
+            assert program_types() == [RAW_TRACEPOINT]
+            # For the table more is loaded.
+            assert os.getpid() in [process.pid for process in tracer.processes]
+            assert program_types() == [RAW_TRACEPOINT] * 3
+    assert caplog.text.count("refuses typed programs") == (2 if TYPED else 0)
     assert program_types() == []
 
 
@@ -247,6 +266,23 @@ def test_what_is_refused_either_way_is_told_once(monkeypatch: pytest.MonkeyPatch
         ExecTracer().start()
     assert raised.value.log == "said of False"
     assert open_files() == before
+
+
+def test_only_the_word_of_a_verifier_is_taken_for_a_refusal(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not that there was no memory, say: that would be so a second time."""
+    refused = []
+
+    def create(*arguments: Any) -> int:
+        refused.append(arguments)
+        raise LoadError(errno.ENOMEM, "map 'events'")
+
+    monkeypatch.setattr(bpf, "map_create", create)
+    with caplog.at_level(logging.INFO, "execwatch"), pytest.raises(LoadError, match="map 'events'"):
+        ExecTracer().start()
+    assert len(refused) == 1
+    assert caplog.text == ""
 
 
 def array_of(layout: wire.Layout) -> Tuple[int, dict[str, str]]:
@@ -363,6 +399,7 @@ def test_without_types_the_same_is_told(
 
 @pytest.mark.parametrize("name", sorted(set(wire.OFFSETS) - set(offsets._NEEDED)))
 def test_a_kernel_that_lacks_a_member_is_traced_without(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And without types, where it leads to others: what is read in its place has none."""
     found = {**offsets.load(), f"offset_{name}": wire.ABSENT}
     for block in wire.BLOCKS:
         found.update(offsets._block(block, found))

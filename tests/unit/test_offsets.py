@@ -13,13 +13,19 @@ from execwatch import wire
 from execwatch.errors import NotSupportedError
 from execwatch.kernel import btf, filtering, offsets, setup
 
-from .test_btf import INT, Blob
+from .test_btf import INT, TYPEDEF, Blob
 
 #: (member, offset in bytes)
 Members = Sequence[Tuple[str, int]]
 
 
-def kernel(structs: Mapping[str, Members], *, bits: Optional[Dict[str, int]] = None, **enums: Any) -> btf.Btf:
+def kernel(
+    structs: Mapping[str, Members],
+    *,
+    bits: Optional[Dict[str, int]] = None,
+    typedefs: Sequence[str] = (),
+    **enums: Any,
+) -> btf.Btf:
     """Types of a kernel. Structures within others are written as they are named: "ns.inum"."""
     blob = Blob()
     integer = blob.add(INT, "int", 4, [32])
@@ -45,6 +51,8 @@ def kernel(structs: Mapping[str, Members], *, bits: Optional[Dict[str, int]] = N
         )
     for name, values in enums.items():
         blob.enum(name, **values)
+    for name in typedefs:
+        blob.add(TYPEDEF, name, integer)
     return blob.read()
 
 
@@ -151,16 +159,11 @@ CRED = [
     *((name, 48 + 8 * number) for number, name in enumerate(OF_CAPS)),
 ]
 IDS, CAPS = {"offset_cred_uid": 8}, {"offset_cred_caps": 48}
-#: What audit(7) knows of a task; the loader needs the rest.
-TASK = needed()["task_struct"]
-AUDIT = [("loginuid", 3000), ("sessionid", 3004)]
 
 
 def test_members_in_a_row_are_found_by_the_first() -> None:
     assert found_in({"cred": CRED}) == {**IDS, **CAPS, **NOTHING}
     assert found_in({"cred": CRED[::-1]}) == {**IDS, **CAPS, **NOTHING}
-    assert found_in({"task_struct": [*TASK, *AUDIT]}) == {"offset_task_loginuid": 3000, **NOTHING}
-    assert found_in({"task_struct": [*AUDIT[::-1], *TASK]}) == {"offset_task_loginuid": 3000, **NOTHING}
 
 
 @pytest.mark.parametrize("number", range(len(CRED)))
@@ -180,22 +183,8 @@ def test_members_that_are_not_in_a_row_are_absent(number: int, how: str) -> None
     assert found == {**(CAPS if number < 8 else IDS), **NOTHING}
 
 
-@pytest.mark.parametrize(
-    "members",
-    [
-        [("loginuid", 3000)],  # a kernel without CONFIG_AUDIT has neither
-        [("sessionid", 3004)],
-        [("loginuid", 3000), ("sessionid", 3008)],
-        [("loginuid", 3004), ("sessionid", 3000)],
-    ],
-    ids=["alone", "the other alone", "apart", "exchanged"],
-)
-def test_a_login_is_known_with_its_session_or_not_at_all(members: Members) -> None:
-    assert found_in({"task_struct": [*TASK, *members]}) == NOTHING
-
-
 def test_every_run_is_tested_above() -> None:
-    tested = {("cred", OF_IDS): 4, ("cred", OF_CAPS): 8, ("task_struct", ("loginuid", "sessionid")): 4}
+    tested = {("cred", OF_IDS): 4, ("cred", OF_CAPS): 8}
     assert {(wire.OFFSETS[name][0], run[1]): run[0] for name, run in wire.RUNS.items()} == tested
     assert [wire.OFFSETS[name][1] for name in wire.RUNS] == [members[0] for _, members in wire.RUNS.values()]
 
@@ -299,6 +288,36 @@ def test_another_order_of_places_is_another_file(
     told = offsets.load(str(tmp_path))
     monkeypatch.setattr(wire, "PLACES", wire.PLACES[::-1])
     assert offsets.load(str(tmp_path)) == told
+
+
+# -- Types of what tracepoints give ------------------------------------------------------------
+
+TYPEDEFS = ("btf_trace_sched_process_exec", "btf_trace_sched_process_fork", "btf_trace_sched_process_exit")
+HELPERS = {"BPF_FUNC_unspec": 0, "BPF_FUNC_kallsyms_lookup_name": 179}
+
+
+def types_of(*typedefs: str, **enums: Any) -> Dict[str, int]:
+    found = offsets._from_btf(kernel(needed(), typedefs=typedefs, **enums))
+    return {name: found[f"type_{name}"] for name in offsets.TRACEPOINTS}
+
+
+def test_the_types_of_tracepoints_are_known_by_their_numbers() -> None:
+    last = len(offsets.TRACEPOINTS) + types_of(TYPEDEFS[0], bpf_func_id=HELPERS)["sched_process_exec"]
+    assert types_of("other", *TYPEDEFS, bpf_func_id=HELPERS) == {
+        "sched_process_exec": last - 2,
+        "sched_process_fork": last - 1,
+        "sched_process_exit": last,
+    }
+    assert types_of(TYPEDEFS[1], bpf_func_id=HELPERS)["sched_process_exec"] == wire.ABSENT
+
+
+@pytest.mark.parametrize(
+    "enums",
+    [{}, {"bpf_func_id": {"BPF_FUNC_check_mtu": 163}}, {"other": HELPERS}],
+    ids=["none", "5.15", "other"],
+)
+def test_kernels_where_a_bad_pointer_might_do_harm_are_not_asked_for_types(enums: Dict[str, Any]) -> None:
+    assert set(types_of(*TYPEDEFS, **enums).values()) == {wire.ABSENT}
 
 
 # -- What of it programs are told --------------------------------------------------------------
