@@ -22,6 +22,7 @@ from execwatch.build import images
 from execwatch.build.__main__ import STEPS_MAX, everything, steps_of, verify
 from execwatch.events import ProcessEvent
 from execwatch.kernel import bpf, btf, filtering, loader, offsets, setup
+from execwatch.kernel.image import Program
 from execwatch.tracer import CAPTURE
 
 from .conftest import COUNT, Reason, open_files, skip
