@@ -155,7 +155,7 @@ def _decode(size: int, keep: bool = False) -> float:
     seconds = 0.0
     for data, starts in records(size):
         started = time.process_time()
-        events = [decoder.decode(data, start, CLOCK)[0] for start in starts]
+        events = decoder.decode_all(data, starts, CLOCK).events
         seconds += time.process_time() - started
         kept = [*events] if not keep else kept
         kept.extend(events if keep else ())

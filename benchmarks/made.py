@@ -32,7 +32,7 @@ def records(count: int) -> Iterator[Tuple[bytes, List[int]]]:
 def execs(count: int) -> Iterator[List[Any]]:
     """Yield batches of such execs."""
     for data, starts in records(count):
-        yield [decoder.decode(data, start, CLOCK)[0] for start in starts]
+        yield decoder.decode_all(data, starts, CLOCK).events
 
 
 def lives(count: int, relay: bool = False, first: int = 0) -> Iterator[List[Any]]:

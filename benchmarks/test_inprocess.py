@@ -43,7 +43,7 @@ def execs() -> List[Any]:
 
 def test_decode(benchmark: Benchmark) -> None:
     ((data, starts),) = made.records(made.BATCH)
-    events = benchmark(lambda: [decoder.decode(data, start, CLOCK)[0] for start in starts])
+    events = benchmark(lambda: decoder.decode_all(data, starts, CLOCK).events)
     assert {event.comm for event in events} == {"gcc"}
 
 
