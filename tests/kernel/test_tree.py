@@ -360,10 +360,10 @@ def test_memory_stays_flat_over_many_processes(programs: Callable[[str], str]) -
         table = tracer.processes
         table.keep(dead=1009)
         sizes: List[int] = []
-        before = forked()
+        before = forks_so_far()
         with subprocess.Popen([programs("forks"), str(count)], stdout=subprocess.PIPE, text=True) as forks:
             # At first more at once than will come later, however long this process has to wait for its turn.
-            until(lambda: forked() - before > count // 10, "processes")
+            until(lambda: forks_so_far() - before > count // 10, "processes")
             while forks.poll() is None:
                 tracer.read(timeout=0.02)
                 sizes.append(resident())
@@ -377,7 +377,7 @@ def test_memory_stays_flat_over_many_processes(programs: Callable[[str], str]) -
     assert max(sizes[half:]) - max(sizes[:half]) < 2 << 20
 
 
-def forked() -> int:
+def forks_so_far() -> int:
     """Processes and threads since the machine started, see proc(5)."""
     return int(re.findall(r"^processes (\d+)$", Path("/proc/stat").read_text(), re.M)[0])
 
