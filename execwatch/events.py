@@ -47,7 +47,7 @@ class Event:
     if not TYPE_CHECKING:  # for a type checker it would mean that there is any attribute
 
         def __getattr__(self, name: str) -> Any:
-            # Only where a field is not there: half of them few programs ask for, see decoder.decode.
+            # Only where a field is not there: half of them few programs ask for, see decoder.decode_all.
             try:
                 complete, *arguments = object.__getattribute__(self, "rest_")
             except AttributeError:  # no such attribute; or another thread has just done it

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
-from typing import Dict, Iterable, List, Mapping, Set
+from typing import Dict, Iterable, List, Mapping
 
 from execwatch.kernel import bpf, kprobe
 from execwatch.kernel.image import (
@@ -55,7 +55,6 @@ class LoadedImage:
         self._max_entries = max_entries
         self._frozen = frozen
         self._types = types
-        self._typed: Set[str] = set()
         try:
             self.load(image, programs)
         except BaseException:
@@ -82,8 +81,6 @@ class LoadedImage:
         for program in chosen:
             code = self.code(program, image.license)
             self.programs[program.name] = bpf.program_load(code, program.target)
-            if code.arguments:
-                self._typed.add(program.name)
 
     def code(self, program: Program, license: str) -> bpf.Code:
         """Return what the kernel is given of a program whose maps are there."""
@@ -94,7 +91,7 @@ class LoadedImage:
     def attach(self, name: str, target: str) -> int:
         """Attach a program to a tracepoint or function; return the link."""
         if name.startswith("raw_tracepoint"):
-            return bpf.raw_tracepoint_open(target, self.programs[name], typed=name in self._typed)
+            return bpf.raw_tracepoint_open(target, self.programs[name], typed=target in self._types)
         return kprobe.attach(target, self.programs[name], at_return=name.startswith("kretprobe"))
 
     def skipped(self, name: str) -> int:
