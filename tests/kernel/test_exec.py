@@ -264,8 +264,9 @@ def test_a_tracer_in_a_pid_namespace_speaks_its_own_pids(programs: Programs) -> 
 
 
 def test_it_is_typed(programs: Programs) -> None:
+    nothing = programs("nothing")
     with ExecTracer(mine()) as tracer:
-        execute([programs("nothing").encode()])
+        execute([nothing.encode()])
         (event,) = tracer.read(timeout=0)
     assert type(event) is ExecEvent
     assert pickle.loads(pickle.dumps(event)) == event
